@@ -1,0 +1,92 @@
+#!/bin/sh
+# Install the Debian packages that pgherd needs: only what is missing, without questions, without
+# making a packaged PostgreSQL cluster, without starting a daemon, without upgrading anything.
+# Not root: says what is missing and the command for an administrator, and fails.
+set -eu
+
+major=${PGHERD_DEFAULT_VERSION:-15}
+policy=/usr/sbin/policy-rc.d
+kept=$policy.before-pgherd
+no_cluster=/etc/postgresql-common/createcluster.d/pgherd-install.conf
+
+missing_packages() {
+    command -v s6-svscan >/dev/null 2>&1 || echo s6
+    command -v execlineb >/dev/null 2>&1 || echo execline
+    command -v flock >/dev/null 2>&1 || echo util-linux
+    /usr/bin/python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || echo python3-venv
+    locale_present || [ -e /usr/share/i18n/locales/en_US ] || echo locales
+    [ -n "${PGHERD_POSTGRES_BINDIRS:-}" ] && return
+    [ -x "/usr/lib/postgresql/$major/bin/postgres" ] || echo "postgresql-$major"
+    [ -x "/usr/lib/postgresql/$major/bin/psql" ] || echo "postgresql-client-$major"
+}
+
+locale_present() {
+    LC_ALL=C locale -a 2>/dev/null | grep -qix 'en_US\.utf-\?8'
+}
+
+# What a killed earlier run may have left behind, and what this one lays.
+restore() {
+    rm -f "$no_cluster"
+    if grep -qs 'laid by pgherd' "$policy"; then rm -f "$policy"; fi
+    if [ -e "$kept" ] || [ -L "$kept" ]; then mv -f "$kept" "$policy"; fi
+}
+
+forbid_daemons() {
+    if [ -e "$policy" ] || [ -L "$policy" ]; then mv "$policy" "$kept"; fi
+    printf '#!/bin/sh\n# laid by pgherd while it installs packages: start no daemon\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    mkdir -p "${no_cluster%/*}"
+    echo "create_main_cluster = off" >"$no_cluster"
+}
+
+install_packages() {
+    restore
+    trap restore EXIT
+    trap 'exit 1' INT TERM HUP
+    forbid_daemons
+    echo "pgherd: installing $*"
+    export DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l
+    apt-get update -qq
+    for package in "$@"; do
+        if ! apt-cache show --no-all-versions "$package" >/dev/null 2>&1; then
+            echo "pgherd: this release has no package $package; install PostgreSQL $major by hand and name its" \
+                "directory in PGHERD_POSTGRES_BINDIRS, or choose another with PGHERD_DEFAULT_VERSION." >&2
+            exit 1
+        fi
+    done
+    apt-get install -y -qq --no-install-recommends --no-upgrade \
+        -o Dpkg::Options::=--force-confold "$@" >/dev/null
+    restore
+    trap - EXIT INT TERM HUP
+}
+
+# It goes into /etc/locale.gen too: an upgrade of `locales` makes the archive anew from that list,
+# and services whose locale is gone do not start.
+generate_locale() {
+    echo "pgherd: generating the locale en_US.UTF-8"
+    if [ -e /etc/locale.gen ] && ! grep -q '^en_US\.UTF-8 UTF-8' /etc/locale.gen; then
+        echo 'en_US.UTF-8 UTF-8' >>/etc/locale.gen
+    fi
+    localedef -i en_US -f UTF-8 en_US.UTF-8
+}
+
+missing=$(missing_packages | sort -u | tr '\n' ' ')
+if [ "$(id -u)" = 0 ]; then
+    if [ -n "$missing" ]; then
+        command -v apt-get >/dev/null || { echo "pgherd: needs Debian's packages: $missing" >&2; exit 1; }
+        # shellcheck disable=SC2086 - a list of names
+        install_packages $missing
+    fi
+    locale_present || generate_locale
+    exit 0
+fi
+if [ -n "$missing" ]; then
+    echo "pgherd: missing packages: $missing" >&2
+    echo "pgherd: ask an administrator to run, in this directory:  sudo sh install/debian.sh" >&2
+    exit 1
+fi
+if ! locale_present; then
+    echo "pgherd: the locale en_US.UTF-8 is missing" >&2
+    echo "pgherd: ask an administrator to run, in this directory:  sudo sh install/debian.sh" >&2
+    exit 1
+fi
