@@ -1,0 +1,1 @@
+"""The host side: converges the nodes of one host to their specs and reports what it observes."""

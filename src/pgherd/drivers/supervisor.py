@@ -1,0 +1,467 @@
+"""s6: one scan directory a host, one service directory a process, one s6-log a service.
+
+Killed supervisors must not hurt a service: `run` takes a lock that all its children inherit, so a second
+copy waits for a living old one; output goes through a named fifo that both ends hold open for reading and
+writing, so a dead logger gives no EPIPE. `finish` clears what the main process left behind, unless the main
+process of an older copy still lives. Everything here lies in directories that only the supervising user
+can write; a service's process is signalled under the service's own uid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pwd
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pgherd.errors import HostFault
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,100}")
+_MOST_SERVICES = "4000"
+_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+
+_FINISH = """#!/bin/sh
+# Ends what the main process left behind; an older copy that still lives (run waits for it) is left alone.
+cd {directory} || exit 0
+lock={directory}/lock
+holds() {{ for f in /proc/"$1"/fd/*; do [ "$f" -ef "$lock" ] && return 0; done; return 1; }}
+main=$(cat holder 2>/dev/null)
+if [ -n "$main" ] && holds "$main"; then exit 0; fi
+{clear}
+exit 0
+"""
+_CLEAR_BY_UID = "setpriv --reuid={uid} --regid={gid} --clear-groups /bin/sh -c 'kill -9 -1' 2>/dev/null"
+_CLEAR_BY_LOCK = """flock -n lock true && exit 0
+for p in /proc/[0-9]*; do
+  if holds "${{p#/proc/}}"; then {as_user}kill -9 "${{p#/proc/}}" 2>/dev/null; fi
+done"""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One supervised process. `user`: whom to run as (root only; None: as the supervisor).
+
+    `own_user` says that no other service has this user, so that the end of the service ends every process
+    of it. `kill_after_ms`: SIGKILL that long after `down_signal`. `start`: start it when first written and at
+    each start of the scanner; False writes a `down` file, which `up` removes.
+    """
+
+    argv: Sequence[str]
+    user: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    down_signal: str = "SIGTERM"
+    kill_after_ms: int = 10_000
+    oom_score_adj: int | None = None
+    start: bool = True
+    own_user: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """`since` in seconds; `deaths`: ends since the last `up` (16 at most); `waiting`: an older copy lives."""
+
+    up: bool
+    wanted: bool
+    pid: int
+    since: int
+    deaths: int
+    waiting: bool
+
+
+class Supervisor:
+    """The supervision tree under `scan`; logs go to `logs`/<service>/, written by `log_user` (root only)."""
+
+    def __init__(self, scan: Path, logs: Path, log_user: str | None = None) -> None:
+        self._scan = scan.absolute()
+        self._logs = logs.absolute()
+        self._rooted = os.geteuid() == 0
+        self._log_user = log_user if self._rooted else None
+
+    # --- the scanner ---------------------------------------------------------------------------------------
+
+    def scanner_alive(self) -> bool:
+        """Whether an s6-svscan serves this directory."""
+        return _listens(self._scan / ".s6-svscan" / "control")
+
+    def ensure_scanner(self) -> bool:
+        """Start s6-svscan, detached, unless one lives; returns whether it did. Several may call it at once."""
+        self._scan.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._logs.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with self._exclusive():
+            if self.scanner_alive():
+                return False
+            self._dismiss_orphans()
+            with open(self._scan / ".s6-svscan.log", "ab") as log:
+                subprocess.run(
+                    ["setsid", "--fork", "s6-svscan", "-c", _MOST_SERVICES, str(self._scan)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    env=_ENVIRONMENT, cwd="/", umask=0o022, check=True,
+                )  # fmt: skip
+            _until(self.scanner_alive, 10, "s6-svscan does not start")
+            return True
+
+    def stop_scanner(self, first: Sequence[str] = (), last: Sequence[str] = (), wait: float = 60) -> None:
+        """Stop every service (`first` in their order, the rest at once, `last` in their order), then the scanner.
+
+        What runs again at the next start of the scanner is not changed.
+        """
+        if not self.scanner_alive():
+            self.ensure_scanner_quietly()
+        names = self.names()
+        for name in [n for n in first if n in names]:
+            self._stop(name, wait)
+        rest = [n for n in names if n not in first and n not in last]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda name: self._stop(name, wait), rest))
+        for name in [n for n in last if n in names]:
+            self._stop(name, wait)
+        for name in names:
+            self._svc("-xd", self._scan / name / "log")
+        subprocess.run(["s6-svscanctl", "-q", str(self._scan)], check=False, capture_output=True)
+        _until(lambda: not self.scanner_alive(), wait, "s6-svscan does not stop")
+        self._dismiss_orphans()
+        for name in names:
+            self._clear_holders(self._scan / name / "log", 0)
+
+    def ensure_scanner_quietly(self) -> None:
+        """Start the scanner with nothing started under it, so that leftovers of a killed one can be stopped."""
+        held = [self._scan / n / "down" for n in self.names() if not (self._scan / n / "down").exists()]
+        for path in held:
+            path.touch()
+        try:
+            self.ensure_scanner()
+            self.scan()
+        finally:
+            for path in held:
+                path.unlink(missing_ok=True)
+
+    # --- service directories -------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """The services that are written here."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(p.name for p in self._scan.iterdir() if _NAME.fullmatch(p.name) and (p / "run").exists())
+        return []
+
+    def write(self, name: str, service: Service) -> bool:
+        """Write the directory of a service; returns whether anything changed. It counts from the next start on."""
+        if not _NAME.fullmatch(name):
+            raise HostFault("A service's name is not acceptable.", detail=name)
+        self._ensure_log_directory(name)
+        target = self._scan / name
+        files = self._render(name, service)
+        if (target / "run").exists():
+            changed = [_replace(target / path, text, mode) for path, (text, mode) in files.items()]
+            return any(changed)
+        aside = self._scan / f".new-{name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / "log").mkdir(parents=True, mode=0o700)
+        for path, (text, mode) in files.items():
+            _replace(aside / path, text, mode)
+        os.mkfifo(aside / "output", 0o600)
+        for lock in ("lock", "log/lock"):
+            (aside / lock).touch(mode=0o600)
+        if not service.start:
+            (aside / "down").touch()
+        aside.chmod(0o700)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+        return True
+
+    def scan(self, wait: float = 10) -> None:
+        """Let the scanner find new directories and wait until each has a supervisor that listens."""
+        subprocess.run(["s6-svscanctl", "-a", str(self._scan)], check=False, capture_output=True)
+        for name in self.names():
+            control = self._scan / name / "supervise" / "control"
+            _until(lambda c=control: _listens(c), wait, f"s6-supervise of {name} does not start")  # type: ignore[misc]
+
+    def remove(self, name: str, wait: float = 30) -> None:
+        """Stop a service for good and delete its directory and its logs; nothing happens when it is not there."""
+        target, aside = self._scan / name, self._scan / f".old-{name}"
+        if target.exists():
+            self._stop(name, wait)
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        if aside.exists():
+            for part in (aside, aside / "log"):
+                self._svc("-xd", part)
+            subprocess.run(["s6-svscanctl", "-an", str(self._scan)], check=False, capture_output=True)
+            for part in (aside, aside / "log"):
+                _until(lambda p=part: not _listens(p / "supervise" / "control"), wait, f"{name} does not end")  # type: ignore[misc]
+            self._clear_holders(aside, wait)
+            self._clear_holders(aside / "log", 0)
+            shutil.rmtree(aside)
+        shutil.rmtree(self._scan / f".new-{name}", ignore_errors=True)
+        shutil.rmtree(self._logs / name, ignore_errors=True)
+
+    def mark_all_down(self, prefix: str) -> None:
+        """Let no service whose name begins with `prefix` start with the scanner; `up` starts it later."""
+        for name in self.names():
+            if name.startswith(prefix):
+                (self._scan / name / "down").touch()
+
+    # --- services ------------------------------------------------------------------------------------------
+
+    def up(self, name: str) -> None:
+        """Start a service and keep it running; forgets earlier deaths."""
+        self._ensure_supervised(name)
+        directory = self._scan / name
+        (directory / "down").unlink(missing_ok=True)
+        if not self.state(name).wanted:
+            subprocess.run(["s6-svdt-clear", str(directory)], check=False, capture_output=True)
+        if not self._svc("-u", directory):
+            raise HostFault(f"s6 does not start {name}.")
+
+    def down(self, name: str, wait: float = 60) -> None:
+        """Stop a service, an older copy that outlived its supervisor too; it stays down until `up`.
+
+        SIGKILL follows after the service's `kill_after_ms`. Raises HostFault when it lives on after `wait` seconds.
+        """
+        if not (self._scan / name / "run").exists():
+            return
+        (self._scan / name / "down").touch()
+        self._ensure_supervised(name)
+        self._stop(name, wait)
+
+    def restart(self, name: str, wait: float = 60) -> None:
+        """Stop a service and start it again."""
+        self._ensure_supervised(name)
+        self._stop(name, wait)
+        self.up(name)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a service's main process and all that it left; s6 starts it again when it is wanted up."""
+        self._svc("-k", self._scan / name)
+        self._clear_holders(self._scan / name, 0)
+
+    def state(self, name: str) -> State:
+        """What s6 knows of a service; a service without a living supervisor is down."""
+        directory = self._scan / name
+        fields = ["s6-svstat", "-o", "up,wantedup,pid,updownfor", str(directory)]
+        shown = subprocess.run(fields, capture_output=True, text=True, check=False)
+        words = shown.stdout.split()
+        if shown.returncode != 0 or len(words) != 4:
+            return State(False, False, 0, 0, 0, False)
+        deaths = subprocess.run(["s6-svdt", "-n", "16", str(directory)], capture_output=True, text=True, check=False)
+        up, pid = words[0] == "true", int(words[2])
+        return State(
+            up=up, wanted=words[1] == "true", pid=max(pid, 0), since=int(words[3]),
+            deaths=len(deaths.stdout.splitlines()), waiting=up and self._waits(directory, pid),
+        )  # fmt: skip
+
+    def last_lines(self, name: str, size: int = 16384) -> list[str]:
+        """The last lines of a service's log, from at most `size` bytes, without s6-log's time stamps."""
+        try:
+            descriptor = os.open(self._logs / name / "current", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return []
+        with open(descriptor, "rb") as file:
+            file.seek(max(0, os.fstat(descriptor).st_size - size))
+            return file.read(size).decode(errors="replace").splitlines()
+
+    # --- inside --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        descriptor = os.open(self._scan / ".start-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _dismiss_orphans(self) -> None:
+        """SIGQUIT makes s6-supervise go without touching its service; the new supervisor's `run` waits for that one."""
+
+        def orphans() -> list[int]:
+            return [pid for pid, cwd in _processes("s6-supervise") if cwd == self._scan or self._scan in cwd.parents]
+
+        for pid in orphans():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGQUIT)
+        _until(lambda: not orphans(), 5, "orphans of s6-supervise do not go")
+
+    def _ensure_log_directory(self, name: str) -> None:
+        directory = self._logs / name
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._log_user:
+            user = pwd.getpwnam(self._log_user)
+            os.chown(directory, user.pw_uid, user.pw_gid, follow_symlinks=False)
+
+    def _render(self, name: str, service: Service) -> dict[str, tuple[str, int]]:
+        directory = self._scan / name
+        user = service.user if self._rooted else None
+        command = [*_as_user(user), "env", "-i", *(f"{k}={v}" for k, v in sorted(service.env.items())), *service.argv]
+        adjust = ""
+        if service.oom_score_adj is not None:
+            adjust = f"{{ echo {service.oom_score_adj} >/proc/self/oom_score_adj; }} 2>/dev/null; "
+        main = f'echo $$ >{shlex.quote(str(directory / "holder"))}; {adjust}exec "$0" "$@"'
+        run = (
+            "#!/bin/sh\n"
+            f"exec </dev/null 1<>{shlex.quote(str(directory / 'output'))} 2>&1\numask 077\ncd /\n"
+            f"exec flock --no-fork {shlex.quote(str(directory / 'lock'))} /bin/sh -c {shlex.quote(main)} \\\n"
+            f"  {shlex.join(command)}\n"
+        )
+        if user and service.own_user:
+            entry = pwd.getpwnam(user)
+            clear = _CLEAR_BY_UID.format(uid=entry.pw_uid, gid=entry.pw_gid)
+        else:
+            clear = _CLEAR_BY_LOCK.format(as_user=shlex.join(_as_user(user)) + " " if user else "")
+        logger = shlex.join([*_as_user(self._log_user), "s6-log", "-b", "n5", "s1048576", "T", str(self._logs / name)])
+        log = (
+            "#!/bin/sh\n"
+            f"exec <>{shlex.quote(str(directory / 'output'))} >/dev/null 2>&1\ncd /\n"
+            f"exec flock --no-fork {shlex.quote(str(directory / 'log/lock'))} {logger}\n"
+        )
+        return {
+            "run": (run, 0o700),
+            "finish": (_FINISH.format(directory=shlex.quote(str(directory)), clear=clear), 0o700),
+            "down-signal": (service.down_signal + "\n", 0o600),
+            "timeout-kill": (f"{service.kill_after_ms}\n", 0o600),
+            "user": ((user or "") + "\n", 0o600),
+            "log/run": (log, 0o700),
+            "log/timeout-kill": ("2000\n", 0o600),
+            "log/user": ((self._log_user or "") + "\n", 0o600),
+        }
+
+    def _ensure_supervised(self, name: str) -> None:
+        control = self._scan / name / "supervise" / "control"
+        if _listens(control):
+            return
+        subprocess.run(["s6-svscanctl", "-a", str(self._scan)], check=False, capture_output=True)
+        _until(lambda: _listens(control), 10, f"s6-supervise of {name} does not start")
+
+    def _svc(self, option: str, directory: Path) -> bool:
+        return subprocess.run(["s6-svc", option, str(directory)], check=False, capture_output=True).returncode == 0
+
+    def _stop(self, name: str, wait: float) -> None:
+        directory = self._scan / name
+        deadline = time.monotonic() + wait
+        # In slices: a supervisor that is killed meanwhile tells nobody, and its successor must be told again.
+        while self._svc("-d", directory):
+            arguments = ["s6-svwait", "-D", "-t", "1000", str(directory)]
+            if subprocess.run(arguments, check=False, capture_output=True).returncode == 0:
+                break
+            if time.monotonic() > deadline:
+                raise HostFault(f"{name} does not stop within {wait:g} s.")
+        self._clear_holders(directory, wait)
+
+    def _clear_holders(self, directory: Path, wait: float) -> None:
+        """Stop the older copy that holds the lock: its main process by the down-signal, in the end all by SIGKILL."""
+        if _lock_free(directory / "lock"):
+            return
+        user = _read(directory / "user").strip() or None
+        main = _read(directory / "holder").strip()
+        if main.isdigit() and wait > 0 and _holds(int(main), directory / "lock"):
+            grace = min(wait, int(_read(directory / "timeout-kill").strip() or 0) / 1000)
+            _signal([int(main)], _read(directory / "down-signal").strip() or "SIGTERM", user)
+            with contextlib.suppress(HostFault):
+                _until(lambda: _lock_free(directory / "lock"), grace, "")
+        if not _lock_free(directory / "lock"):
+            _signal(_holders(directory / "lock"), "SIGKILL", user)
+            _until(lambda: _lock_free(directory / "lock"), 5, f"{directory.name} cannot be killed")
+
+    def _waits(self, directory: Path, pid: int) -> bool:
+        """Whether the process of `run` has not got the lock (yet)."""
+        return _read(directory / "holder").strip() != str(pid) and not _lock_free(directory / "lock")
+
+
+def _as_user(user: str | None) -> list[str]:
+    if user is None:
+        return []
+    entry = pwd.getpwnam(user)
+    return [
+        "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}",
+        "--clear-groups", "--inh-caps=-all", "--no-new-privs",
+    ]  # fmt: skip
+
+
+def _signal(pids: list[int], name: str, user: str | None) -> None:
+    """Signal under the service's own uid: a pid that was taken over by another's process is then out of reach."""
+    if pids:
+        kill = ["/bin/sh", "-c", f'kill -{name.removeprefix("SIG")} "$@"', "sh", *map(str, pids)]
+        subprocess.run([*_as_user(user), *kill], check=False, capture_output=True)
+
+
+def _listens(fifo: Path) -> bool:
+    """Whether a process reads this fifo: the same look that s6-svok takes."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise HostFault("A fifo of s6 cannot be opened.", detail=str(error)) from None
+    return True
+
+
+def _lock_free(lock: Path) -> bool:
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _processes(command: str) -> Iterator[tuple[int, Path]]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if _read(Path(entry.path) / "comm").strip() == command:
+                    yield int(entry.name), Path(os.readlink(f"{entry.path}/cwd"))
+
+
+def _holds(pid: int, lock: Path) -> bool:
+    wanted = str(lock)
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(entry.path) == wanted:
+                    return True
+    return False
+
+
+def _holders(lock: Path) -> list[int]:
+    return [int(e.name) for e in os.scandir("/proc") if e.name.isdigit() and _holds(int(e.name), lock)]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _replace(path: Path, text: str, mode: int) -> bool:
+    if path.exists() and path.read_text() == text:
+        return False
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(text)
+    aside.chmod(mode)
+    aside.rename(path)
+    return True
+
+
+def _until(reached: Callable[[], bool], seconds: float, complaint: str) -> None:
+    """Wait for a state by looking every 5 ms. Raises HostFault with `complaint` when it is not reached in time."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > deadline:
+            raise HostFault(f"{complaint} within {seconds:g} s.")
+        time.sleep(0.005)
