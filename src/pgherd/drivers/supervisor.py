@@ -181,10 +181,8 @@ class Supervisor:
 
     def scan(self, wait: float = 10) -> None:
         """Let the scanner find new directories and wait until each has a supervisor that listens."""
-        subprocess.run(["s6-svscanctl", "-a", str(self._scan)], check=False, capture_output=True)
         for name in self.names():
-            control = self._scan / name / "supervise" / "control"
-            _until(lambda c=control: _listens(c), wait, f"s6-supervise of {name} does not start")  # type: ignore[misc]
+            self._ensure_supervised(name, wait)
 
     def remove(self, name: str, wait: float = 30) -> None:
         """Stop a service for good and delete its directory and its logs; nothing happens when it is not there."""
@@ -335,12 +333,17 @@ class Supervisor:
             "log/user": ((self._log_user or "") + "\n", 0o600),
         }
 
-    def _ensure_supervised(self, name: str) -> None:
+    def _ensure_supervised(self, name: str, wait: float = 10) -> None:
+        """Wait until s6-supervise of this service listens; a scanner that dies meanwhile is started again."""
         control = self._scan / name / "supervise" / "control"
-        if _listens(control):
-            return
-        subprocess.run(["s6-svscanctl", "-a", str(self._scan)], check=False, capture_output=True)
-        _until(lambda: _listens(control), 10, f"s6-supervise of {name} does not start")
+        deadline = time.monotonic() + wait
+        while not _listens(control):
+            if time.monotonic() > deadline:
+                raise HostFault(f"s6-supervise of {name} does not start within {wait:g} s.")
+            self.ensure_scanner()
+            subprocess.run(["s6-svscanctl", "-a", str(self._scan)], check=False, capture_output=True)
+            with contextlib.suppress(HostFault):
+                _until(lambda: _listens(control), 0.5, "")
 
     def _svc(self, option: str, directory: Path) -> bool:
         return subprocess.run(["s6-svc", option, str(directory)], check=False, capture_output=True).returncode == 0
