@@ -1,0 +1,1 @@
+"""The OpenAPI documents that the API executes: routes and validators by operationId."""
