@@ -1,0 +1,139 @@
+"""Calls to the API: the contract's through the official SDK, our own with the same signature.
+
+Importing the SDK takes a quarter of a second, so it happens when an `Api` is made and not before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from pgherd.cli import credentials as sources
+from pgherd.cli.credentials import Credentials
+from pgherd.cli.outcome import CliError, Exit, code_of, hint_for
+
+TIMEOUT = (5.0, 90.0)  # seconds to connect, and without a byte of an answer
+
+
+class Api:
+    """One API with one key."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        from exoscale.api.v2 import Client  # type: ignore[import-untyped]
+
+        self.credentials = credentials
+        self._client = Client(credentials.key, credentials.secret, url=credentials.url)
+        self._session = self._client.http_client
+        _bound(self._session, credentials.host)
+
+    def call(self, operation_id: str, *path: str, body: Any = None) -> Any:
+        """Call an operation of the contract with its path parameters in order. Raises CliError."""
+        route = self.route(operation_id)
+        names = path_parameters(route)
+        if len(path) != len(names):
+            wanted = " ".join(name.upper() for name in names) or "none"
+            raise CliError(Exit.USAGE, f"{operation_id} takes as path parameters: {wanted}; given: {len(path)}.")
+        where = route["path"].format(**{name: quote(value, safe="") for name, value in zip(names, path, strict=True)})
+        return self._send(route["verb"], self.credentials.url + where, body)
+
+    def own(self, method: str, *path: str, body: Any = None) -> Any:
+        """Call one of pgherd's own resources under /pgherd/v1. Raises CliError."""
+        return self._send(method, "/".join([self.credentials.own_url, *(quote(part, safe="") for part in path)]), body)
+
+    def route(self, operation_id: str) -> dict[str, Any]:
+        """Verb, path and description of an operation. Raises CliError with the nearest names."""
+        known: dict[str, dict[str, Any]] = self._client._by_operation
+        if operation_id in known:
+            return known[operation_id]
+        from difflib import get_close_matches
+
+        near = ", ".join(get_close_matches(operation_id, known, n=3))
+        hint = f"Did you mean {near}?" if near else "See them: pgherd api --list"
+        raise CliError(Exit.USAGE, f"There is no operation {operation_id!r} in the contract.", hint)
+
+    @property
+    def operations(self) -> dict[str, dict[str, Any]]:
+        """All operations of the contract by id."""
+        return dict(self._client._by_operation)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        spec: dict[str, Any] = self._client._api_spec
+        return spec
+
+    def _send(self, method: str, url: str, body: Any) -> Any:
+        import requests
+
+        sent = {} if body is None else {"json": body}
+        try:
+            answer = self._session.request(method.upper(), url, **sent)
+        except requests.Timeout:
+            raise _unreachable(self.credentials, "it does not answer in time") from None
+        except requests.RequestException as error:
+            raise _unreachable(self.credentials, plain_cause(error)) from None
+        if answer.status_code >= 400:
+            message = message_of(answer.status_code, answer.text)
+            raise CliError(code_of(answer.status_code), message, hint_for(answer.status_code, message))
+        try:
+            return answer.json()
+        except ValueError:
+            raise CliError(
+                Exit.UNREACHABLE, f"{self.credentials.endpoint} answers, but not as this API does: no JSON."
+            ) from None
+
+
+def connect() -> Api:
+    """The API that the environment or this machine's instance names. Raises CliError."""
+    return Api(sources.find())
+
+
+def path_parameters(route: dict[str, Any]) -> list[str]:
+    """Names of the path parameters of an operation in the order in which they stand in the path."""
+    import re
+
+    return re.findall(r"\{([^}]+)\}", route["path"])
+
+
+def message_of(status: int, text: str) -> str:
+    """What the server says, out of the body of a 4xx or 5xx."""
+    import json
+
+    try:
+        message = json.loads(text)["message"]
+    except (ValueError, TypeError, KeyError):
+        message = None
+    if isinstance(message, str) and message:
+        return message
+    return f"The API answered with status {status}."
+
+
+def plain_cause(error: BaseException) -> str:
+    """The innermost cause of a connection error, without the layers of the HTTP library."""
+    seen: BaseException = error
+    while True:
+        inner = seen.__cause__ or seen.__context__
+        if inner is None:
+            break
+        seen = inner
+    if isinstance(seen, OSError) and seen.strerror:
+        return seen.strerror.lower()
+    return str(seen) or type(seen).__name__
+
+
+def _unreachable(credentials: Credentials, why: str) -> CliError:
+    local = credentials.host in ("localhost", "127.0.0.1", "::1")
+    hint = "Start it with `make up` (or `pgherd up`); `pgherd doctor` looks for what is wrong." if local else ""
+    return CliError(Exit.UNREACHABLE, f"Cannot reach the API at {credentials.endpoint}: {why}.", hint)
+
+
+def _bound(session: Any, host: str) -> None:
+    """Give every request of a session a time limit, and keep a loopback API away from proxies."""
+    send = session.request
+    local = host in ("localhost", "::1") or host.startswith("127.")
+    extra: dict[str, Any] = {"proxies": {"no_proxy": host}} if local else {}
+
+    def request(method: str, url: str, **given: Any) -> Any:
+        return send(method, url, **{"timeout": TIMEOUT, "allow_redirects": False, **extra, **given})
+
+    session.request = request

@@ -1,0 +1,149 @@
+"""`pgherd org`, `pgherd key`, `pgherd host`: who may use the platform, and where it runs."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from pgherd.cli import screen
+from pgherd.cli.client import connect
+from pgherd.cli.describe import age, size
+from pgherd.cli.outcome import CliError, Exit
+from pgherd.cli.screen import Form
+
+org = typer.Typer(no_args_is_help=True, help="Organizations: each has its own services, keys and CA.")
+key = typer.Typer(no_args_is_help=True, help="API keys of organizations.")
+host = typer.Typer(no_args_is_help=True, help="Hosts that services run on.")
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@org.callback()
+def org_group(form: Form = None) -> None:
+    """Organizations: each has its own services, keys and CA."""
+
+
+@key.callback()
+def key_group(form: Form = None) -> None:
+    """API keys of organizations."""
+
+
+@host.callback()
+def host_group(form: Form = None) -> None:
+    """Hosts that services run on."""
+
+
+@org.command("create")
+def create_org(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new organization.")], form: Form = None
+) -> None:
+    """Create an organization."""
+    answer = connect().own("POST", "organization", body={"name": name})
+    screen.show_facts(answer, [("Organization", name), ("Id", answer.get("id"))])
+    screen.next_steps(f"pgherd key create admin --organization {name}")
+
+
+@org.command("list")
+def list_orgs(form: Form = None) -> None:
+    """List the organizations."""
+    found = connect().own("GET", "organization")["organizations"]
+    rows = [(one["name"], one.get("services", ""), _age(one), one.get("id", "")) for one in found]
+    screen.show_rows(found, ("NAME", "SERVICES", "CREATED", "ID"), rows)
+
+
+@org.command("delete")
+def delete_org(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the organization.")],
+    confirmed: Yes = False,
+    form: Form = None,
+) -> None:
+    """Delete an organization that has no services any more, with its keys."""
+    _ask(confirmed, f"Delete organization {name} with its keys?")
+    answer = connect().own("DELETE", "organization", name)
+    _done(answer, f"Organization {name} is deleted.")
+
+
+@key.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")],
+    organization: Annotated[str, typer.Option("--organization", help="Organization that it belongs to.")],
+    role: Annotated[str, typer.Option(help="operator, admin or read-only.")] = "admin",
+    form: Form = None,
+) -> None:
+    """Create an API key; its secret is shown this once."""
+    body = {"organization": organization, "name": name, "role": role}
+    answer = connect().own("POST", "api-key", body=body)
+    facts = [("Key", answer["key"]), ("Secret", answer["secret"]), ("Organization", organization), ("Role", role)]
+    screen.show_facts(answer, facts)
+    if not screen.as_json():
+        screen.note("The secret is not shown again.")
+
+
+@key.command("list")
+def list_keys(
+    organization: Annotated[str, typer.Option("--organization", help="Only those of this organization.")] = "",
+    form: Form = None,
+) -> None:
+    """List API keys, without their secrets."""
+    found = connect().own("GET", "api-key")["api-keys"]
+    found = [one for one in found if organization in ("", one.get("organization"))]
+    rows = [
+        (one["key"], one["name"], one.get("organization", ""), one["role"], _age(one), _validity(one)) for one in found
+    ]
+    screen.show_rows(found, ("KEY", "NAME", "ORGANIZATION", "ROLE", "CREATED", "STATE"), rows)
+
+
+@key.command("revoke")
+def revoke_key(
+    ident: Annotated[str, typer.Argument(metavar="KEY", help="The key, not its name.")],
+    confirmed: Yes = False,
+    form: Form = None,
+) -> None:
+    """Revoke an API key: from now on it is refused."""
+    _ask(confirmed, f"Revoke {ident}?")
+    answer = connect().own("DELETE", "api-key", ident)
+    _done(answer, f"{ident} is revoked.")
+
+
+@host.command("list")
+def list_hosts(form: Form = None) -> None:
+    """List the hosts of the zone."""
+    found = connect().own("GET", "host")["hosts"]
+    rows = [
+        (
+            one["name"],
+            one.get("advertised-host", ""),
+            one.get("cores", ""),
+            size(one["memory"]) if one.get("memory") else "",
+            ", ".join((one.get("versions") or {}).values()),
+            age(one.get("seen-at"), datetime.now(UTC)),
+        )
+        for one in found
+    ]
+    screen.show_rows(found, ("NAME", "ADDRESS", "CORES", "MEMORY", "POSTGRESQL", "SEEN"), rows)
+
+
+def _age(thing: dict[str, Any]) -> str:
+    return age(thing.get("created-at"), datetime.now(UTC))
+
+
+def _validity(one: dict[str, Any]) -> str:
+    return "revoked" if one.get("revoked-at") else "valid"
+
+
+def _ask(confirmed: bool, question: str) -> None:
+    if confirmed:
+        return
+    if not sys.stdin.isatty():
+        raise CliError(Exit.USAGE, "This needs a yes, and there is nobody to ask.", "Say --yes.")
+    typer.confirm(question, abort=True, err=True)
+
+
+def _done(answer: Any, text: str) -> None:
+    if screen.as_json():
+        screen.print_json(answer)
+    else:
+        screen.note(text)
