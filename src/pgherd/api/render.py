@@ -1,0 +1,153 @@
+"""A service in the contract's words: pure.
+
+Only what is known is shown: wishes as accepted, sizes from the plan, the rest as the host last observed it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from psycopg.rows import DictRow
+
+from pgherd.model.plan import PLANS, Plan, memory
+from pgherd.model.service import DEFAULT_DATABASE, Wish
+from pgherd.settings import Settings
+
+#: A node whose host said nothing for so long is shown as `unknown`. Seconds.
+SILENT = 60
+
+_NODE_STATES = {"running": "running", "setting_up": "setting_up_vm", "starting": "setting_up_vm", "absent": "leaving"}
+
+
+def timestamp(moment: datetime.datetime) -> str:
+    """RFC 3339 in UTC with a Z, which the Go clients insist on."""
+    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def operation(row: DictRow) -> dict[str, Any]:
+    """An operation. `reason` stands in every failure and time-out: the Python client reads it without looking."""
+    rendered = {
+        "id": str(row["id"]),
+        "state": row["state"],
+        "reference": {
+            "id": str(row["service_id"]),
+            "link": f"/v2/dbaas-postgres/{quote(row['service'])}",
+            "command": "get-dbaas-service-pg",
+        },
+    }
+    if row["reason"]:
+        rendered["reason"] = row["reason"]
+    if row["message"]:
+        rendered["message"] = row["message"]
+    return rendered
+
+
+def service(row: DictRow, settings: Settings, organization: str) -> dict[str, Any]:
+    """The whole `dbaas-service-pg` object."""
+    wish = msgspec.convert(row["wish"], Wish)
+    plan = PLANS[wish.plan]
+    nodes: list[dict[str, Any]] = row["nodes"]
+    status = _status(nodes)
+    host, port = settings.host_of(row["name"], organization), row["first_port"]
+    params = {"dbname": DEFAULT_DATABASE, "host": host, "port": str(port), "sslmode": "require", "user": wish.admin}
+    shown_host = f"[{host}]" if ":" in host else host
+    uri = f"postgres://{quote(wish.admin, safe='')}@{shown_host}:{port}/{DEFAULT_DATABASE}?sslmode=require"
+    host_memory = nodes[0]["host_memory"] if nodes and nodes[0]["host_memory"] else plan.memory_bytes
+    effective = memory(
+        plan, host_memory, settings.memory_cap_percent, wish.work_mem, wish.shared_buffers_percentage
+    )
+    return common(row, settings, wish, plan) | {
+        "backup-schedule": {"backup-hour": wish.backup.hour, "backup-minute": wish.backup.minute},
+        "backups": [],
+        "components": [
+            {"component": "pg", "host": host, "port": port, "route": "dynamic", "usage": "primary"},
+        ],
+        "connection-info": {"uri": [uri], "params": [params], "standby": [], "syncing": []},
+        "connection-pools": [],
+        "databases": status.get("databases", []),
+        "ip-filter": wish.ip_filter,
+        "maintenance": {"dow": wish.maintenance.dow, "time": wish.maintenance.time, "updates": []},
+        "max-connections": status.get("max_connections") or plan.max_connections,
+        "node-states": [_node(node) for node in nodes],
+        "pg-settings": wish.pg_settings,
+        "prometheus-uri": {},
+        "shared-buffers-percentage": wish.shared_buffers_percentage or 20,
+        "synchronous-replication": "off",
+        "uri": uri,
+        "uri-params": params,
+        "users": [
+            {
+                "type": "primary" if user["name"] == wish.admin else "normal",
+                "username": user["name"],
+                "allow-replication": user["replication"],
+            }
+            for user in status.get("users", [])
+        ],
+        "version": status.get("version") or _installed(nodes, wish.version),
+        "work-mem": wish.work_mem or effective.work_mem,
+    }
+
+
+def common(row: DictRow, settings: Settings, wish: Wish | None = None, plan: Plan | None = None) -> dict[str, Any]:
+    """What the list of services shows of each."""
+    wish = wish or msgspec.convert(row["wish"], Wish)
+    plan = plan or PLANS[wish.plan]
+    return {
+        "name": row["name"],
+        "type": "pg",
+        "plan": wish.plan,
+        "state": _state(row),
+        "created-at": timestamp(row["created_at"]),
+        "updated-at": timestamp(row["updated_at"]),
+        "disk-size": plan.disk_bytes,
+        "integrations": [],
+        "node-count": plan.nodes,
+        "node-cpu-count": plan.cpus,
+        "node-memory": plan.memory_bytes,
+        "notifications": _notifications(row),
+        "termination-protection": wish.termination_protection,
+        "zone": settings.zone,
+    }
+
+
+def _status(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The observation that speaks for the service; hosts' values are of NodeStatus, checked when reported."""
+    return next((node["status"] for node in nodes if node["status"]), {})
+
+
+def _state(row: DictRow) -> str:
+    if row["phase"] != "running":
+        return str(row["phase"])
+    running = all((node["status"] or {}).get("state") == "running" for node in row["nodes"])
+    return "running" if running else "rebuilding"
+
+
+def _node(node: dict[str, Any]) -> dict[str, Any]:
+    status = node["status"] or {"state": "setting_up", "step": "waits for its host"}
+    shown: dict[str, Any] = {"name": node["name"], "role": "master"}
+    shown["state"] = _NODE_STATES.get(status["state"], "unknown")
+    reason = status.get("reason", "")
+    if node["age"] is not None and node["age"] > SILENT:
+        shown["state"], reason = "unknown", f"its host has not reported for {int(node['age'])} s"
+    if shown["state"] == "setting_up_vm":
+        shown["progress-updates"] = [{"phase": "prepare", "completed": False}]
+        shown["step"] = status.get("step", "")
+    if reason:
+        shown["reason"] = reason
+    return shown
+
+
+def _notifications(row: DictRow) -> list[dict[str, Any]]:
+    """The contract has two types of notifications; the one that fits a service that was not created is this."""
+    if row["phase"] != "poweroff" or not row["notice"]:
+        return []
+    message = f"The service was not created: {row['notice']} Delete it and create it again."
+    return [{"level": "warning", "type": "service_powered_off_removal", "message": message[:1024], "metadata": {}}]
+
+
+def _installed(nodes: list[dict[str, Any]], major: str) -> str:
+    versions = (nodes[0]["versions"] or {}) if nodes else {}
+    return str(versions.get(major, major))

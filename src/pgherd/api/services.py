@@ -1,0 +1,152 @@
+"""create-, get-, update- and delete- of services, their list, the admin's password and the CA certificate."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from pgherd.api import render
+from pgherd.api.operations import Operations
+from pgherd.api.request import Request
+from pgherd.errors import Incorrect, NotFound, Unsupported
+from pgherd.model import name as names
+from pgherd.model.pg_settings import flatten
+from pgherd.model.plan import PLANS
+from pgherd.model.service import Change, Maintenance, Secrets, Wish
+from pgherd.settings import Settings
+from pgherd.store.db import AsyncDb
+from pgherd.store.vault import Vault
+from pgherd.workflows import create, delete, update
+
+#: Fields of the contract that this version refuses, each with the values that change nothing and so may be sent.
+_NOT_YET: dict[str, tuple[Any, ...]] = {
+    "integrations": ([],),
+    "fork-from-service": (),
+    "recovery-backup-time": (),
+    "migration": (),
+    "synchronous-replication": ("off",),
+    "variant": ("aiven",),
+    "pgbouncer-settings": ({},),
+    "pglookout-settings": ({},),
+    "timescaledb-settings": ({},),
+    "pgaudit-settings": ({},),
+}
+
+
+def read_change(body: dict[str, Any]) -> Change:
+    """The request's body in our words. Raises Incorrect or Unsupported, naming the field."""
+    for field, harmless in _NOT_YET.items():
+        if field in body and body[field] not in harmless:
+            raise Unsupported(f"{field}: is not available yet; leave it out.")
+    fields: dict[str, Any] = {
+        ours: body[theirs]
+        for theirs, ours in (
+            ("plan", "plan"),
+            ("version", "version"),
+            ("termination-protection", "termination_protection"),
+            ("work-mem", "work_mem"),
+            ("shared-buffers-percentage", "shared_buffers_percentage"),
+            ("pg-settings", "pg_settings"),
+            ("admin-password", "admin_password"),
+        )
+        if theirs in body
+    }
+    if "plan" in fields:
+        _check_plan(fields["plan"])
+    if "ip-filter" in body:
+        fields["ip_filter"] = names.ip_filter(body["ip-filter"])
+    if "admin-username" in body:
+        fields["admin_username"] = names.admin_username(body["admin-username"])
+    if "maintenance" in body:
+        slot = body["maintenance"]
+        fields["maintenance"] = Maintenance(slot["dow"], names.maintenance_time(slot["time"]))
+    schedule = body.get("backup-schedule", {})
+    for theirs, ours in (("backup-hour", "backup_hour"), ("backup-minute", "backup_minute")):
+        if schedule.get(theirs) is not None:
+            fields[ours] = schedule[theirs]
+    return Change(**fields)
+
+
+def _check_plan(wanted: str) -> None:
+    plan = PLANS.get(wanted)
+    if plan is None:
+        raise Incorrect(f"plan: {wanted!r} does not exist; allowed: {', '.join(PLANS)}.")
+    if plan.nodes > 1:
+        single = ", ".join(name for name, known in PLANS.items() if known.nodes == 1)
+        raise Unsupported(f"plan: {wanted} has {plan.nodes} nodes, which is not available yet; allowed: {single}.")
+
+
+class Services:
+    """The handlers of one API process."""
+
+    def __init__(self, settings: Settings, db: AsyncDb, vault: Vault, operations: Operations) -> None:
+        self._settings = settings
+        self._db = db
+        self._vault = vault
+        self._operations = operations
+
+    async def create(self, request: Request) -> object:
+        """create-dbaas-service-pg"""
+        name = names.service_name(request.params["name"])
+        change = read_change(request.body)
+        version = self._settings.default_version if change.version is UNSET else str(change.version)
+        if change.pg_settings is not UNSET:
+            flatten(change.pg_settings, int(version))
+        return await self._operations.open(request, partial(_create, name, change))
+
+    async def update(self, request: Request) -> object:
+        """update-dbaas-service-pg"""
+        change = read_change(request.body)
+        return await self._operations.open(request, partial(_update, request.params["name"], change))
+
+    async def delete(self, request: Request) -> object:
+        """delete-dbaas-service and delete-dbaas-service-pg"""
+        return await self._operations.open(request, partial(_delete, request.params["name"]))
+
+    async def get(self, request: Request) -> object:
+        """get-dbaas-service-pg"""
+        row = await self._db.row(
+            "views", organization_id=request.key.organization_id, name=request.params["name"]
+        )
+        if row is None:
+            raise NotFound("Service does not exist")
+        return render.service(row, self._settings, request.key.organization)
+
+    async def list(self, request: Request) -> object:
+        """list-dbaas-services"""
+        rows = await self._db.rows("views", organization_id=request.key.organization_id, name=None)
+        return {"dbaas-services": [render.common(row, self._settings) for row in rows]}
+
+    async def reveal_password(self, request: Request) -> object:
+        """reveal-dbaas-postgres-user-password"""
+        row = await self._db.row(
+            "service_secrets", organization_id=request.key.organization_id, name=request.params["service-name"]
+        )
+        if row is None:
+            raise NotFound("Service does not exist")
+        if request.params["username"] != msgspec.convert(row["wish"], Wish).admin:
+            raise NotFound("User does not exist, or its password is not known here.")
+        known = msgspec.json.decode(self._vault.open(row["secrets"]), type=Secrets)
+        return {"username": request.params["username"], "password": known.password}
+
+    async def ca_certificate(self, request: Request) -> object:
+        """get-dbaas-ca-certificate: one CA an organization"""
+        row = await self._db.row("ca_certificate", id=request.key.organization_id)
+        if row is None:
+            raise NotFound("Organization does not exist")
+        return {"certificate": row["ca_certificate"]}
+
+
+def _create(name: str, change: Change, app: Any, caller: Any, operation: Any) -> Any:
+    return create.request(app, caller, operation, name, change)
+
+
+def _update(name: str, change: Change, app: Any, caller: Any, operation: Any) -> Any:
+    return update.request(app, caller, operation, name, change)
+
+
+def _delete(name: str, app: Any, caller: Any, operation: Any) -> Any:
+    return delete.request(app, caller, operation, name)

@@ -1,0 +1,1 @@
+"""The hosts: which one takes a node, and what a node's host is told."""

@@ -1,0 +1,46 @@
+"""Choose the host for a new node: pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from pgherd.errors import Conflict, Incorrect
+from pgherd.settings import Settings
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Host:
+    """What placement needs to know of a host. Bytes."""
+
+    id: UUID
+    name: str
+    memory_bytes: int
+    versions: dict[str, str]
+    services: int
+    memory_promised: int
+
+
+def choose(hosts: list[Host], version: str, memory_bytes: int, settings: Settings) -> Host:
+    """The host with the smallest share of its memory promised. Raises Incorrect or Conflict with the numbers."""
+    offered = sorted({v for host in hosts for v in host.versions})
+    able = [host for host in hosts if version in host.versions]
+    if not able:
+        known = ", ".join(offered) or "none yet"
+        raise Incorrect(f"version: {version} is not installed on any host; available: {known}.")
+    roomy = [host for host in able if host.services < settings.services_per_host]
+    if not roomy:
+        most = settings.services_per_host
+        raise Conflict(f"Every host already has {most} services (setting services_per_host). Delete one or add a host.")
+    limit = settings.host_overcommit_percent
+    fitting = [h for h in roomy if (h.memory_promised + memory_bytes) * 100 <= h.memory_bytes * limit]
+    if not fitting:
+        best = min(roomy, key=lambda host: host.memory_promised / host.memory_bytes)
+        raise Conflict(
+            f"The plan's {memory_bytes / GIB:.0f} GiB do not fit: plans on host {best.name} already take"
+            f" {best.memory_promised / GIB:.0f} of {best.memory_bytes * limit / 100 / GIB:.0f} GiB"
+            f" ({limit} % of its memory, setting host_overcommit_percent)."
+        )
+    return min(fitting, key=lambda host: (host.memory_promised + memory_bytes) / host.memory_bytes)

@@ -1,0 +1,1 @@
+"""Pure knowledge of services, plans, settings and names: no I/O."""

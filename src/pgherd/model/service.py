@@ -1,0 +1,104 @@
+"""A service as it is wished for."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from pgherd.model.pg_settings import merge
+
+DEFAULT_ADMIN = "avnadmin"
+DEFAULT_DATABASE = "defaultdb"
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
+class Maintenance(msgspec.Struct, frozen=True):
+    """The weekly slot for updates, UTC; `dow` may be `never`."""
+
+    dow: str
+    time: str
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """When the daily backup starts, UTC."""
+
+    hour: int
+    minute: int
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What one request sets; what it leaves out stays as it is."""
+
+    plan: str | UnsetType = UNSET
+    version: str | UnsetType = UNSET
+    admin_username: str | UnsetType = UNSET
+    admin_password: str | UnsetType = UNSET
+    termination_protection: bool | UnsetType = UNSET
+    ip_filter: list[str] | UnsetType = UNSET
+    maintenance: Maintenance | UnsetType = UNSET
+    backup_hour: int | UnsetType = UNSET
+    backup_minute: int | UnsetType = UNSET
+    work_mem: int | UnsetType = UNSET
+    shared_buffers_percentage: int | UnsetType = UNSET
+    pg_settings: dict[str, Any] | UnsetType = UNSET
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """The whole of what a service shall be. `work_mem` in MB; None: from the plan."""
+
+    plan: str
+    version: str
+    admin: str
+    maintenance: Maintenance
+    backup: Schedule
+    termination_protection: bool = False
+    ip_filter: list[str] = []
+    work_mem: int | None = None
+    shared_buffers_percentage: int | None = None
+    pg_settings: dict[str, Any] = {}
+
+    @classmethod
+    def draft(cls, change: Change, default_version: str) -> Wish:
+        """The wish of a create request. The default slots are drawn once, here."""
+        draw = secrets.SystemRandom()
+        first = cls(
+            plan=str(change.plan),
+            version=_given(change.version, default_version),
+            admin=_given(change.admin_username, DEFAULT_ADMIN),
+            maintenance=Maintenance(
+                draw.choice(_DAYS), f"{draw.randrange(24):02}:{draw.randrange(60):02}:{draw.randrange(60):02}"
+            ),
+            backup=Schedule(draw.randrange(24), draw.randrange(60)),
+        )
+        return first.changed(change)
+
+    def changed(self, change: Change) -> Wish:
+        """The wish after a request: what was sent replaces, keys inside pg_settings merge."""
+        return msgspec.structs.replace(
+            self,
+            plan=_given(change.plan, self.plan),
+            maintenance=_given(change.maintenance, self.maintenance),
+            backup=Schedule(
+                _given(change.backup_hour, self.backup.hour), _given(change.backup_minute, self.backup.minute)
+            ),
+            termination_protection=_given(change.termination_protection, self.termination_protection),
+            ip_filter=_given(change.ip_filter, self.ip_filter),
+            work_mem=_given(change.work_mem, self.work_mem),
+            shared_buffers_percentage=_given(change.shared_buffers_percentage, self.shared_buffers_percentage),
+            pg_settings=merge(self.pg_settings, _given(change.pg_settings, {})),
+        )
+
+
+def _given(sent: Any, otherwise: Any) -> Any:
+    return otherwise if sent is UNSET else sent
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """What is sealed in a service's row. `verifier` belongs to `password`; `tls_key` to the certificate, PEM."""
+
+    password: str
+    verifier: str
+    tls_key: str = ""

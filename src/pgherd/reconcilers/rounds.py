@@ -1,0 +1,47 @@
+"""When each reconciler runs. One worker of all does it at a time; missing a round loses nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from pgherd.reconcilers import operations, services
+from pgherd.store.db import Transaction
+from pgherd.workflows.app import App
+from pgherd.workflows.worker import Slot
+
+log = logging.getLogger(__name__)
+
+
+class Rounds:
+    """Every reconciler with its interval in seconds."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._plan: list[tuple[float, Callable[[Transaction], None]]] = [
+            (2, operations.end_overdue),
+            (2, operations.find_lost),
+            (2, services.finish_deletes),
+            (5, operations.requeue_stalled),
+            (30, services.roll_platform),
+            (3600, lambda tx: services.renew_certificates(app, tx)),
+            (3600, operations.purge),
+        ]
+        self._due = [0.0] * len(self._plan)
+
+    def __call__(self, slot: Slot) -> None:
+        """Run what is due, each in a transaction of its own, so that one failure does not stop the others."""
+        slot.requeue_orphans()
+        for index, (interval, reconcile) in enumerate(self._plan):
+            now = time.monotonic()
+            if now < self._due[index]:
+                continue
+            self._due[index] = now + interval
+            try:
+                with self._app.db.transaction() as tx:
+                    mine = tx.row("reconcile_lock")
+                    if mine is not None and mine["mine"]:
+                        reconcile(tx)
+            except Exception:
+                log.exception("a reconciler failed; it is tried again")

@@ -1,0 +1,61 @@
+"""Services stay as wished: deleted ones vanish, platform parameters and certificates are renewed."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from uuid import UUID, uuid4
+
+from cryptography import x509
+
+from pgherd.model.certificates import RENEW_DAYS
+from pgherd.spec import PLATFORM
+from pgherd.store.db import Transaction
+from pgherd.workflows.app import App
+from pgherd.workflows.delete import clear_records
+from pgherd.workflows.update import WITHIN
+
+log = logging.getLogger(__name__)
+
+
+def finish_deletes(tx: Transaction) -> None:
+    """A deleted service whose hosts have nothing of it any more is forgotten, also when its operation timed out."""
+    for row in tx.rows("deleted_uncleared"):
+        tx.row("lock_service_by_id", id=row["id"])
+        left = tx.row("present_nodes", service_id=row["id"])
+        if left is not None and left["present"] == 0:
+            clear_records(tx, row["id"])
+
+
+def roll_platform(tx: Transaction) -> None:
+    """Services whose nodes have older platform parameters get an update of their own."""
+    for row in tx.rows("nodes_to_roll", platform=PLATFORM):
+        _open_update(tx, row["service_id"], "platform parameters")
+
+
+def renew_certificates(app: App, tx: Transaction) -> None:
+    """Certificates are re-issued two months before they end; the hosts take them by reload."""
+    now = datetime.datetime.now(datetime.UTC)
+    for row in tx.rows("certificates"):
+        end = x509.load_pem_x509_certificate(row["certificate"].encode()).not_valid_after_utc
+        if end - datetime.timedelta(days=RENEW_DAYS) < now:
+            _open_update(tx, row["id"], "certificate")
+
+
+def _open_update(tx: Transaction, service: UUID, why: str) -> None:
+    row = tx.row("lock_service_by_id", id=service)
+    if row is None or row["deleted_at"] is not None:
+        return
+    operation = uuid4()
+    log.info("service %s is updated: %s", service, why)
+    tx.run(
+        "insert_operation",
+        id=operation,
+        organization_id=row["organization_id"],
+        service_id=service,
+        kind="update",
+        within=WITHIN,
+        key=None,
+        signature=None,
+    )
+    tx.run("defer", lock=str(service), queueing_lock=str(operation), operation=str(operation))

@@ -1,0 +1,110 @@
+"""NodeSpec and NodeStatus: the only words that the control plane and the hosts share.
+
+A spec is data: ids, sizes and settings from the contract; never a path, a command or a free parameter.
+The host decides what to do about it. `generation` only grows; a host refuses an older one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+#: Version of the parameters that the platform itself sets on every node. A service whose spec carries
+#: an older one is rolled to this one by the health reconciler.
+PLATFORM = 1
+
+Desired = Literal["running", "stopped", "absent"]
+NodeState = Literal["setting_up", "starting", "running", "stopped", "failed", "absent"]
+Setting = bool | int | float | str
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Sizes in MiB, computed by the control plane from the plan and capped by what the host has."""
+
+    shared_buffers: int
+    effective_cache_size: int
+    maintenance_work_mem: int
+    work_mem: int
+
+
+class Admin(msgspec.Struct, frozen=True):
+    """The service's admin role. `verifier` is a SCRAM-SHA-256 verifier as pg_authid stores it, sealed for the host."""
+
+    name: str
+    verifier: str
+
+
+class Tls(msgspec.Struct, frozen=True):
+    """PEM texts. `key` is sealed for the host (see `sealing`)."""
+
+    certificate: str
+    key: str
+
+
+class NodeSpec(msgspec.Struct, frozen=True):
+    """All that a host needs to know about one node.
+
+    `settings` maps PostgreSQL parameter names (flat, as in postgresql.conf) to values of their JSON type;
+    sizes carry the unit that the contract documents, already turned into PostgreSQL's (`"64MB"`).
+    `restart` counts restarts that were asked for: a node whose PostgreSQL was started under a smaller
+    number is restarted once.
+    """
+
+    node_id: str
+    service_id: str
+    generation: int
+    node_name: str
+    desired: Desired
+    version: str
+    port: int
+    memory: Memory
+    max_connections: int
+    settings: dict[str, Setting]
+    ip_filter: list[str]
+    loopback: bool
+    admin: Admin
+    tls: Tls
+    disk_bytes: int
+    restart: int = 0
+    platform: int = PLATFORM
+
+
+class Role(msgspec.Struct, frozen=True):
+    """A login role of the tenant as PostgreSQL has it."""
+
+    name: str
+    replication: bool
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """What the host observed last.
+
+    `generation` is that of the spec the node was last converged to, and `restart` its number; both are
+    the spec's only after its whole effect is in force. `reason` says why a `failed` or `starting` node
+    is not running. `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes.
+    """
+
+    node_id: str
+    generation: int
+    state: NodeState
+    step: str = ""
+    reason: str = ""
+    version: str = ""
+    restart: int = 0
+    databases: list[str] = []
+    users: list[Role] = []
+    pending_restart: list[str] = []
+    max_connections: int = 0
+    disk_used: int = 0
+    observed_at: str = ""
+
+
+class HostFacts(msgspec.Struct, frozen=True):
+    """What a host says of itself. `versions` maps a major to the full installed version; `listeners` are ports that others listen on."""
+
+    memory_bytes: int
+    cores: int
+    versions: dict[str, str]
+    listeners: list[int] = []
+    rooted: bool = False

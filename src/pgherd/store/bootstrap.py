@@ -1,0 +1,34 @@
+"""The first rows of a new instance: this host, the organization `default` and the operator's key."""
+
+from __future__ import annotations
+
+import re
+
+from pgherd.settings import Settings
+from pgherd.store.db import Db, database_url
+from pgherd.store.platform import Organizations
+from pgherd.store.vault import Vault, key_file
+
+
+def host_login(name: str) -> str:
+    """The database role that the agent of the host `name` logs in as."""
+    return "host_" + re.sub(r"[^a-z0-9]", "_", name.lower())
+
+
+def ensure_operator(settings: Settings) -> tuple[str, str] | None:
+    """Make what is missing. The key and its secret when a key was made now, else None.
+
+    A key is made when no valid operator key exists; its secret is shown this once.
+    """
+    db = Db(database_url(settings), 1)
+    try:
+        organizations = Organizations(db, Vault(key_file(settings)))
+        with db.transaction() as tx:
+            tx.run("insert_host", name=settings.host, login=host_login(settings.host))
+            default = tx.row("organization_by_name", name="default")
+        if default is None:
+            organizations.create("default")
+        keys = [k for k in organizations.keys("default") if k["role"] == "operator" and k["revoked_at"] is None]
+        return None if keys else organizations.create_key("default", "operator", "operator")
+    finally:
+        db.close()

@@ -1,0 +1,123 @@
+"""Transactions on the metadata.
+
+Rows are dictionaries keyed by column. Synchronous for everything that writes; `AsyncDb` is the one
+asynchronous place, for the API's reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from pgherd.errors import Unavailable
+from pgherd.home import Home
+from pgherd.settings import Settings
+from pgherd.store.queries import queries
+
+
+def database_url(settings: Settings) -> str:
+    """Where the metadata is: the setting, or the private server by its socket."""
+    if settings.database_url:
+        return settings.database_url
+    return f"postgresql://pgherd@/pgherd?host={quote(str(Home(settings.root).metadata_socket), safe='')}"
+
+
+class Transaction:
+    """One open transaction."""
+
+    def __init__(self, connection: psycopg.Connection[DictRow]) -> None:
+        self.connection = connection
+
+    def rows(self, name: str, /, **values: Any) -> list[DictRow]:
+        """All rows of the statement `name`."""
+        cursor = self.connection.execute(queries[name], values)
+        return cursor.fetchall() if cursor.description else []
+
+    def row(self, name: str, /, **values: Any) -> DictRow | None:
+        """The first row, or None."""
+        found = self.rows(name, **values)
+        return found[0] if found else None
+
+    def run(self, name: str, /, **values: Any) -> int:
+        """Carry the statement out; the number of rows it touched."""
+        return self.connection.execute(queries[name], values).rowcount
+
+
+class Db:
+    """A pool of connections for synchronous code. With `wait=False` it opens only when `open` is called."""
+
+    def __init__(self, url: str, size: int, *, wait: bool = True) -> None:
+        self._pool = ConnectionPool(
+            url,
+            min_size=1,
+            max_size=size,
+            open=wait,
+            timeout=10,
+            check=ConnectionPool.check_connection,
+            connection_class=psycopg.Connection[DictRow],
+            kwargs={"row_factory": dict_row, "application_name": "pgherd"},
+        )
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """A transaction that commits at the end of the block. Raises Unavailable when the metadata does not answer."""
+        try:
+            with self._pool.connection() as connection, connection.transaction():
+                yield Transaction(connection)
+        except psycopg.OperationalError as error:
+            raise Unavailable("The metadata database does not answer; try again.", detail=str(error)) from error
+
+    def open(self) -> None:
+        """Start the pool."""
+        self._pool.open()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._pool.close()
+
+
+class AsyncDb:
+    """A pool of connections for the API's reads; one statement each, outside of transactions."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self._pool = AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=size,
+            open=False,
+            timeout=10,
+            connection_class=psycopg.AsyncConnection[DictRow],
+            kwargs={"row_factory": dict_row, "application_name": "pgherd-api", "autocommit": True},
+        )
+
+    async def open(self) -> None:
+        """Start the pool inside the running loop."""
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._pool.close()
+
+    async def rows(self, name: str, /, **values: Any) -> list[DictRow]:
+        """All rows of the statement `name`. A connection that died (a restarted server) is replaced once."""
+        for last in (False, True):
+            try:
+                async with self._pool.connection() as connection:
+                    cursor = await connection.execute(queries[name], values, prepare=True)
+                    return await cursor.fetchall()
+            except psycopg.OperationalError as error:
+                if last:
+                    raise Unavailable("The metadata database does not answer; try again.", detail=str(error)) from error
+                await self._pool.check()
+        raise AssertionError("unreachable")
+
+    async def row(self, name: str, /, **values: Any) -> DictRow | None:
+        """The first row, or None."""
+        found = await self.rows(name, **values)
+        return found[0] if found else None

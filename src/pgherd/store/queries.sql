@@ -1,0 +1,264 @@
+-- Every statement of the control plane, by name. `-- name --` starts one.
+
+-- organization_by_name --
+select id, name, ca_certificate, ca_key, created_at from organization where name = %(name)s;
+
+-- organization_by_id --
+select id, name, ca_certificate, ca_key, created_at from organization where id = %(id)s;
+
+-- lock_organization --
+select id, name, ca_certificate, ca_key, created_at from organization where id = %(id)s for update;
+
+-- organizations --
+select o.id, o.name, o.created_at, (select count(*) from service s where s.organization_id = o.id and s.deleted_at is null) as services
+  from organization o order by o.name;
+
+-- insert_organization --
+insert into organization (id, name, ca_certificate, ca_key) values (%(id)s, %(name)s, %(ca_certificate)s, %(ca_key)s)
+on conflict (name) do nothing returning id;
+
+-- delete_organization --
+delete from organization o
+ where o.id = %(id)s
+   and not exists (select 1 from service s where s.organization_id = o.id and s.cleared_at is null)
+returning o.id;
+
+-- ca_certificate --
+select ca_certificate from organization where id = %(id)s;
+
+-- key --
+select k.key, k.secret, k.organization_id, k.role, o.name as organization
+  from api_key k join organization o on o.id = k.organization_id
+ where k.key = %(key)s and k.revoked_at is null;
+
+-- keys --
+select k.key, k.name, k.role, k.created_at, k.revoked_at, o.name as organization
+  from api_key k join organization o on o.id = k.organization_id
+ where (%(organization_id)s::uuid is null or k.organization_id = %(organization_id)s)
+ order by k.created_at;
+
+-- insert_key --
+insert into api_key (key, organization_id, name, role, secret)
+values (%(key)s, %(organization_id)s, %(name)s, %(role)s, %(secret)s);
+
+-- revoke_key --
+update api_key set revoked_at = now()
+ where key = %(key)s and revoked_at is null and (%(organization_id)s::uuid is null or organization_id = %(organization_id)s)
+returning key;
+
+-- notify_keys --
+select pg_notify('pgherd_keys', '');
+
+-- hosts --
+select id, name, login, public_key, facts, seen_at,
+       (select count(distinct n.service_id) from node n join service s on s.id = n.service_id
+         where n.host_id = host.id and s.cleared_at is null) as services,
+       (select coalesce(sum(s.memory_bytes), 0)::bigint from service s
+         where s.cleared_at is null and exists (select 1 from node n where n.service_id = s.id and n.host_id = host.id)) as memory_promised
+  from host order by name;
+
+-- lock_hosts --
+select 1 from host order by name for update;
+
+-- versions --
+select coalesce(jsonb_agg(facts -> 'versions'), '[]') as versions from host where facts is not null;
+
+-- insert_host --
+insert into host (name, login) values (%(name)s, %(login)s) on conflict (name) do update set login = excluded.login;
+
+-- organization_use --
+select count(*) as services, coalesce(sum(memory_bytes), 0)::bigint as memory_bytes
+  from service where organization_id = %(id)s and deleted_at is null;
+
+-- free_port_block --
+select p as first_port
+  from generate_series(%(first)s::integer, %(last)s::integer - 3, 4) p
+ where not exists (select 1 from port_block b where b.first_port = p
+                    and (b.released_at is null or b.released_at > now() - make_interval(secs => %(rest)s)))
+   and not exists (select 1 from host h, jsonb_array_elements_text(h.facts -> 'listeners') l
+                    where l::integer between p and p + 3)
+ order by random() limit 1;
+
+-- free_port_blocks --
+select count(*) as free
+  from generate_series(%(first)s::integer, %(last)s::integer - 3, 4) p
+ where not exists (select 1 from port_block b where b.first_port = p
+                    and (b.released_at is null or b.released_at > now() - make_interval(secs => %(rest)s)));
+
+-- take_port_block --
+insert into port_block (first_port, service_id) values (%(first_port)s, %(service_id)s)
+on conflict (first_port) do update set service_id = excluded.service_id, released_at = null;
+
+-- release_port_block --
+update port_block set released_at = now() where service_id = %(service_id)s and released_at is null;
+
+-- insert_service --
+insert into service (id, organization_id, name, wish, phase, first_port, memory_bytes, secrets)
+values (%(id)s, %(organization_id)s, %(name)s, %(wish)s, 'rebuilding', %(first_port)s, %(memory_bytes)s, %(secrets)s)
+on conflict (organization_id, name) where deleted_at is null do nothing
+returning id;
+
+-- insert_node --
+insert into node (id, service_id, host_id, name) values (%(id)s, %(service_id)s, %(host_id)s, %(name)s);
+
+-- lock_service --
+select id, organization_id, name, wish, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
+  from service where organization_id = %(organization_id)s and name = %(name)s and deleted_at is null for update;
+
+-- service_by_id --
+select id, organization_id, name, wish, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
+  from service where id = %(id)s;
+
+-- lock_service_by_id --
+select id, organization_id, name, wish, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
+  from service where id = %(id)s for update;
+
+-- service_secrets --
+select wish, secrets from service where organization_id = %(organization_id)s and name = %(name)s and deleted_at is null;
+
+-- update_wish --
+update service set wish = %(wish)s, memory_bytes = %(memory_bytes)s, updated_at = now() where id = %(id)s;
+
+-- set_phase --
+update service set phase = %(phase)s where id = %(id)s and deleted_at is null and phase <> %(phase)s;
+
+-- set_certificate --
+update service set certificate = %(certificate)s, secrets = %(secrets)s where id = %(id)s;
+
+-- mark_deleted --
+update service set deleted_at = now(), updated_at = now() where id = %(id)s and deleted_at is null;
+
+-- want_absent --
+update node set spec = jsonb_set(spec, '{desired}', '"absent"'), generation = generation + 1
+ where service_id = %(service_id)s and spec is not null and spec ->> 'desired' <> 'absent';
+
+-- present_nodes --
+select count(*) as present from node
+ where service_id = %(service_id)s and spec is not null
+   and not (coalesce(status ->> 'state', '') = 'absent' and (status ->> 'generation')::bigint >= generation);
+
+-- clear_service --
+update service set cleared_at = now(), secrets = '', certificate = '' where id = %(id)s and cleared_at is null;
+
+-- clear_nodes --
+update node set spec = null, sealed = null where service_id = %(service_id)s;
+
+-- deleted_uncleared --
+select id from service where deleted_at is not null and cleared_at is null;
+
+-- views --
+select s.id, s.name, s.wish, s.phase, s.notice, s.first_port, s.created_at, s.updated_at,
+       (select coalesce(jsonb_agg(jsonb_build_object('name', n.name, 'generation', n.generation, 'desired', n.spec ->> 'desired',
+                'status', n.status, 'age', extract(epoch from now() - n.observed_at), 'versions', h.facts -> 'versions',
+                'host_memory', h.facts -> 'memory_bytes') order by n.name), '[]')
+          from node n join host h on h.id = n.host_id where n.service_id = s.id) as nodes
+  from service s
+ where s.organization_id = %(organization_id)s and s.deleted_at is null and (%(name)s::text is null or s.name = %(name)s)
+ order by s.name;
+
+-- nodes --
+select n.id, n.name, n.host_id, n.spec, n.generation, n.restart, n.restart_generation, n.sealed, n.status,
+       h.public_key, h.facts, h.name as host
+  from node n join host h on h.id = n.host_id where n.service_id = %(service_id)s order by n.name;
+
+-- write_spec --
+update node set spec = %(spec)s, generation = generation + 1 where id = %(id)s;
+
+-- write_sealed --
+update node set sealed = %(sealed)s where id = %(id)s;
+
+-- ask_restart --
+update node set restart = restart + 1, restart_generation = generation + 1, generation = generation + 1,
+       spec = jsonb_set(spec, '{restart}', to_jsonb(restart + 1)) where id = %(id)s;
+
+-- wake_hosts --
+select wake_hosts(%(service_id)s);
+
+-- operation --
+select o.id, o.kind, o.state, o.reason, o.message, o.step, o.service_id, s.name as service, o.deadline < now() as overdue
+  from operation o join service s on s.id = o.service_id
+ where o.id = %(id)s and o.organization_id = %(organization_id)s;
+
+-- operation_of_request --
+select o.id, o.kind, o.state, o.reason, o.message, o.step, o.service_id, s.name as service, false as overdue
+  from operation o join service s on s.id = o.service_id
+ where o.request_key = %(key)s and o.request_signature = %(signature)s;
+
+-- insert_operation --
+insert into operation (id, organization_id, service_id, kind, deadline, request_key, request_signature)
+values (%(id)s, %(organization_id)s, %(service_id)s, %(kind)s, now() + make_interval(secs => %(within)s), %(key)s, %(signature)s);
+
+-- defer --
+select procrastinate_defer_jobs_v1(array[row('operations', 'carry_out', 0, %(lock)s, %(queueing_lock)s,
+       jsonb_build_object('operation', %(operation)s::text), null)::procrastinate_job_to_defer_v1]);
+
+-- begin_run --
+update operation set attempt = attempt + 1 where id = %(id)s and state = 'pending' and deadline > now()
+returning id, organization_id, service_id, kind, attempt, deadline;
+
+-- hold_operation --
+select attempt, state from operation where id = %(id)s for update;
+
+-- look_at_operation --
+select attempt, state from operation where id = %(id)s;
+
+-- note_step --
+update operation set step = %(step)s where id = %(id)s and attempt = %(attempt)s and state = 'pending';
+
+-- count_fault --
+update operation set faults = faults + 1 where id = %(id)s and attempt = %(attempt)s and state = 'pending' returning faults;
+
+-- end_operation --
+select end_operation(%(id)s, %(attempt)s, %(state)s, %(reason)s, %(message)s) as ended;
+
+-- end_others --
+select end_operation(id, null, 'failure', 'interrupted', %(message)s) from operation
+ where service_id = %(service_id)s and state = 'pending' and id <> %(id)s;
+
+-- overdue_operations --
+select id, kind, step from operation where state = 'pending' and deadline < now();
+
+-- operations_without_job --
+select o.id, o.service_id from operation o
+ where o.state = 'pending' and o.created_at < now() - interval '2 seconds'
+   and not exists (select 1 from procrastinate_jobs j
+                    where j.args ->> 'operation' = o.id::text and j.status in ('todo', 'doing'));
+
+-- purge_operations --
+delete from operation where state <> 'pending' and ended_at < now() - interval '30 days';
+
+-- take_slot --
+select pg_try_advisory_lock(hashtext('pgherd worker slot'), %(slot)s) as taken;
+
+-- release_slot --
+select pg_advisory_unlock(hashtext('pgherd worker slot'), %(slot)s);
+
+-- slots --
+select slot from worker_slot order by slot;
+
+-- requeue_slot --
+select procrastinate_retry_job_v2(j.id, now(), null, null, null)
+  from procrastinate_jobs j join worker_slot w on w.worker_id = j.worker_id
+ where j.status = 'doing' and w.slot = %(slot)s;
+
+-- record_slot --
+insert into worker_slot (slot, worker_id) values (%(slot)s, %(worker_id)s)
+on conflict (slot) do update set worker_id = excluded.worker_id;
+
+-- requeue_stalled --
+select procrastinate_retry_job_v2(j.id, now(), null, null, null)
+  from procrastinate_jobs j left join procrastinate_workers w on w.id = j.worker_id
+ where j.status = 'doing' and (w.id is null or w.last_heartbeat < now() - make_interval(secs => %(silence)s));
+
+-- reconcile_lock --
+select pg_try_advisory_xact_lock(hashtext('pgherd reconcilers')) as mine;
+
+-- nodes_to_roll --
+select distinct n.service_id from node n join service s on s.id = n.service_id
+ where s.deleted_at is null and s.phase = 'running' and n.spec is not null and (n.spec ->> 'platform')::integer < %(platform)s
+   and not exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending');
+
+-- certificates --
+select s.id, s.certificate from service s
+ where s.deleted_at is null and s.phase = 'running' and s.certificate <> ''
+   and not exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending');

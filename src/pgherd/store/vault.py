@@ -1,0 +1,121 @@
+"""Secrets at rest: AES-256-GCM under a key from a file, each ciphertext with its key's id.
+
+A ciphertext is: length of the key id (1 byte), key id, nonce (12 bytes), ciphertext with tag.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import tomllib
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from pgherd.errors import Fault
+from pgherd.home import Home
+from pgherd.settings import Settings
+
+
+def key_file(settings: Settings) -> Path:
+    """Where the keys of this instance are."""
+    return Home(settings.root).secrets / "keys.toml"
+
+
+def ensure_key_file(path: Path) -> None:
+    """Make the key file with a first key where there is none. The caller decides on owner and mode of the directory."""
+    if not path.exists():
+        _write(path, "k1", {"k1": secrets.token_bytes(32)})
+
+
+def _write(path: Path, current: str, keys: dict[str, bytes]) -> None:
+    text = f'current = "{current}"\n\n[keys]\n' + "".join(
+        f'{name} = "{base64.b64encode(key).decode()}"\n' for name, key in keys.items()
+    )
+    aside = path.with_suffix(".new")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        before = path.stat()
+        os.chown(aside, before.st_uid, before.st_gid)
+        os.chmod(aside, before.st_mode & 0o777)
+    aside.rename(path)
+
+
+class Vault:
+    """Seals and opens; reads the key file again when it meets an id that it does not know."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._load()
+
+    def _load(self) -> None:
+        with open(self._path, "rb") as file:
+            table = tomllib.load(file)
+        self._keys = {name: base64.b64decode(text) for name, text in table["keys"].items()}
+        self.current: str = table["current"]
+
+    def seal(self, plain: bytes) -> bytes:
+        """Encrypt under the current key."""
+        nonce = os.urandom(12)
+        name = self.current.encode()
+        return bytes([len(name)]) + name + nonce + AESGCM(self._keys[self.current]).encrypt(nonce, plain, name)
+
+    def key_of(self, sealed: bytes) -> str:
+        """The id of the key that `sealed` needs."""
+        return sealed[1 : 1 + sealed[0]].decode()
+
+    def open(self, sealed: bytes) -> bytes:
+        """Decrypt. Raises Fault when the key is unknown or the text was changed."""
+        name = self.key_of(sealed)
+        if name not in self._keys:
+            self._load()
+        if name not in self._keys:
+            raise Fault("A stored secret cannot be opened.", detail=f"key {name} is not in the key file")
+        start = 1 + sealed[0]
+        try:
+            return AESGCM(self._keys[name]).decrypt(sealed[start : start + 12], sealed[start + 12 :], name.encode())
+        except InvalidTag:
+            raise Fault("A stored secret cannot be opened.", detail=f"wrong key {name} or changed text") from None
+
+
+def rotate(settings: Settings) -> str:
+    """Make a new key current and re-encrypt every stored secret under it; the new key's id.
+
+    Safe while the API and the workers run: they read the key file again when they meet the new id. What they
+    write under the old key in between is found by the next rotation; keys in use are never dropped.
+    """
+    from pgherd.store.db import Db, database_url
+
+    path = key_file(settings)
+    vault = Vault(path)
+    number = 1 + max(int(name[1:]) for name in vault._keys)
+    keys = {**vault._keys, f"k{number}": secrets.token_bytes(32)}
+    _write(path, f"k{number}", keys)
+    vault._load()
+    in_use = {vault.current}
+    db = Db(database_url(settings), 1)
+    try:
+        with db.transaction() as tx:
+            for table, column, identity in _COLUMNS:
+                for row in tx.connection.execute(
+                    f"select {identity} as id, {column} as sealed from {table} where {column} <> '' for update"
+                ).fetchall():
+                    in_use.add(vault.key_of(row["sealed"]))
+                    tx.connection.execute(
+                        f"update {table} set {column} = %s where {identity} = %s",
+                        [vault.seal(vault.open(row["sealed"])), row["id"]],
+                    )
+            tx.run("notify_keys")
+    finally:
+        db.close()
+    _write(path, vault.current, {name: key for name, key in keys.items() if name in in_use})
+    return vault.current
+
+
+_COLUMNS = (("organization", "ca_key", "id"), ("api_key", "secret", "key"), ("service", "secrets", "id"))

@@ -1,0 +1,101 @@
+"""Builds the processes from the settings: the one module that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import uvicorn
+
+from pgherd import failpoints
+from pgherd.api import unavailable
+from pgherd.api.app import Application
+from pgherd.api.catalog import Catalog
+from pgherd.api.http import server_options
+from pgherd.api.operations import Ends, Operations
+from pgherd.api.platform import Platform
+from pgherd.api.services import Services
+from pgherd.contract.document import load_hosted, load_platform
+from pgherd.reconcilers.rounds import Rounds
+from pgherd.settings import Settings, refuse_open_http
+from pgherd.store.db import AsyncDb, Db, database_url
+from pgherd.store.keys import KeyCache
+from pgherd.store.platform import Organizations, PlatformStore
+from pgherd.store.vault import Vault, key_file
+from pgherd.workflows.app import App
+from pgherd.workflows.wakeups import Wakeups
+from pgherd.workflows.worker import run_worker as work
+
+
+def build_api(settings: Settings) -> Application:
+    """The API as an ASGI application; its connections open when the server starts it."""
+    url = database_url(settings)
+    vault = Vault(key_file(settings))
+    reads = AsyncDb(url, 4)
+    keys = KeyCache(reads, vault)
+    writes = Db(url, 4, wait=False)
+    app = App(settings, writes, vault)
+    ends = Ends(url, keys)
+    operations = Operations(app, reads, ends)
+    services = Services(settings, reads, vault, operations)
+    catalog = Catalog(settings, reads)
+    platform = Platform(settings, PlatformStore(Organizations(writes, vault)))
+
+    @contextlib.asynccontextmanager
+    async def running() -> AsyncIterator[None]:
+        await reads.open()
+        writes.open()
+        listening = asyncio.create_task(ends.listen())
+        try:
+            yield
+        finally:
+            listening.cancel()
+            await reads.close()
+            writes.close()
+
+    hosted = load_hosted()
+    handlers = {
+        "create-dbaas-service-pg": services.create,
+        "update-dbaas-service-pg": services.update,
+        "delete-dbaas-service-pg": services.delete,
+        "delete-dbaas-service": services.delete,
+        "get-dbaas-service-pg": services.get,
+        "list-dbaas-services": services.list,
+        "reveal-dbaas-postgres-user-password": services.reveal_password,
+        "get-dbaas-ca-certificate": services.ca_certificate,
+        "get-operation": operations.get,
+        **catalog.handlers(),
+        **platform.handlers(),
+    }
+    return Application(
+        [hosted, load_platform()],
+        handlers,
+        keys,
+        refusals=unavailable.refusals(hosted),
+        lifespan=running(),
+    )
+
+
+def run_api(settings: Settings) -> None:
+    """Serve until SIGTERM."""
+    failpoints.name_process("api")
+    refuse_open_http(settings)
+    host, port = settings.listen_address
+    tls = {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key} if settings.tls_key else {}
+    config = uvicorn.Config(
+        build_api(settings), host=host, port=port, lifespan="on", timeout_graceful_shutdown=3, **tls, **server_options()
+    )
+    uvicorn.Server(config).run()
+
+
+def run_worker(settings: Settings) -> None:
+    """Carry operations out until SIGTERM."""
+    failpoints.name_process("worker")
+    url = database_url(settings)
+    app = App(settings, Db(url, 4), Vault(key_file(settings)), Wakeups(url))
+    logging.getLogger("procrastinate").setLevel(logging.WARNING)
+    work(app, url, Rounds(app))
+
+

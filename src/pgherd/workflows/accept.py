@@ -1,0 +1,52 @@
+"""Accept a request: the wish, the operation and its job in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+import psycopg
+
+from pgherd import failpoints
+from pgherd.errors import Conflict, PgherdError
+from pgherd.store.db import Transaction
+from pgherd.workflows.app import App, Caller
+
+
+def accept(
+    app: App, caller: Caller, operation: UUID, kind: str, within: float, wish: Callable[[Transaction], UUID]
+) -> UUID:
+    """Carry `wish` out, which returns the service's id, and open its operation, due in `within` seconds.
+
+    The same request again (key and signature) gets the operation that it got before, also when both run at
+    once: the loser of the race may fail in `wish` because of what the winner did, so a failure looks again.
+    Returns the operation's id, which is `operation` unless the request is a repeated one.
+    """
+    try:
+        with app.db.transaction() as tx:
+            earlier = tx.row("operation_of_request", key=caller.key, signature=caller.signature)
+            if earlier is not None:
+                return UUID(str(earlier["id"]))
+            service = wish(tx)
+            tx.run(
+                "insert_operation",
+                id=operation,
+                organization_id=caller.organization_id,
+                service_id=service,
+                kind=kind,
+                within=within,
+                key=caller.key,
+                signature=caller.signature,
+            )
+            tx.run("defer", lock=str(service), queueing_lock=str(operation), operation=str(operation))
+            failpoints.passing(f"{kind} accept before commit")
+    except (PgherdError, psycopg.errors.UniqueViolation) as error:
+        with app.db.transaction() as tx:
+            earlier = tx.row("operation_of_request", key=caller.key, signature=caller.signature)
+        if earlier is not None:
+            return UUID(str(earlier["id"]))
+        if isinstance(error, PgherdError):
+            raise
+        raise Conflict("Another request got in between; try again.", detail=str(error)) from error
+    failpoints.passing(f"{kind} accept after commit")
+    return operation

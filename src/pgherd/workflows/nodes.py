@@ -1,0 +1,169 @@
+"""Steps that several operations share: certificates, specs, and waiting for the hosts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from pgherd.errors import Fault, Incorrect
+from pgherd.model import certificates
+from pgherd.model.pg_settings import flatten
+from pgherd.model.plan import PLANS, memory
+from pgherd.model.service import Secrets, Wish
+from pgherd.sealing import seal
+from pgherd.spec import Admin, NodeSpec, Tls
+from pgherd.store.db import Transaction
+from pgherd.workflows.run import Run
+
+
+class NodeFailed(Fault):
+    """PostgreSQL of a node does not start."""
+
+
+def service_row(tx: Transaction, run: Run) -> DictRow:
+    """The service's row."""
+    row = tx.row("service_by_id", id=run.service)
+    if row is None:
+        raise Fault("The service's record is gone.")
+    return row
+
+
+def wish_of(row: DictRow) -> Wish:
+    """The wish in a service's row."""
+    return msgspec.convert(row["wish"], Wish)
+
+
+def secrets_of(run: Run, row: DictRow) -> Secrets:
+    """The opened secrets of a service's row."""
+    return msgspec.json.decode(run.app.vault.open(row["secrets"]), type=Secrets)
+
+
+def ensure_certificates(run: Run) -> None:
+    """The service has a certificate of its organization's CA for every name under which it is reached."""
+    settings = run.app.settings
+    with run.app.db.transaction() as tx:
+        row = service_row(tx, run)
+        organization = tx.row("organization_by_id", id=run.organization)
+        assert organization is not None
+    hosts = [settings.host_of(row["name"], organization["name"]), settings.advertised_host]
+    if settings.loopback:
+        hosts += ["localhost", "127.0.0.1", "::1"]
+    hosts = list(dict.fromkeys(hosts))
+    if certificates.fits(row["certificate"], organization["ca_certificate"], hosts):
+        return
+    ca_key = run.app.vault.open(organization["ca_key"]).decode()
+    certificate, key = certificates.issue(organization["ca_certificate"], ca_key, row["name"], hosts)
+    with run.transaction() as tx:
+        known = secrets_of(run, service_row(tx, run))
+        renewed = msgspec.structs.replace(known, tls_key=key)
+        sealed = run.app.vault.seal(msgspec.json.encode(renewed))
+        tx.run("set_certificate", id=run.service, certificate=certificate, secrets=sealed)
+
+
+def ensure_specs(run: Run) -> None:
+    """Every node's host is told what the service shall be; a spec that says so already is left alone."""
+    with run.transaction() as tx:
+        row = service_row(tx, run)
+        wish, known = wish_of(row), secrets_of(run, row)
+        changed = False
+        for node in tx.rows("nodes", service_id=run.service):
+            sealed = _sealed(tx, node, row["certificate"], known)
+            spec = msgspec.to_builtins(_spec(run, row, wish, node, sealed))
+            del spec["generation"]
+            if spec != node["spec"]:
+                tx.run("write_spec", id=node["id"], spec=Jsonb(spec))
+                changed = True
+        if changed:
+            tx.run("wake_hosts", service_id=run.service)
+
+
+def _sealed(tx: Transaction, node: DictRow, certificate: str, known: Secrets) -> dict[str, str]:
+    """The node's secrets sealed for its host; sealed anew only when they or the host's key changed."""
+    if not node["public_key"]:
+        raise Fault(f"Host {node['host']} has not registered yet.", hint="Is its agent running?")
+    marks = {"certificate": certificate, "public_key": node["public_key"], "verifier_of": known.verifier[:32]}
+    found: dict[str, str] = node["sealed"] or {}
+    if any(found.get(name) != value for name, value in marks.items()):
+        found = {
+            **marks,
+            "tls_key": seal(node["public_key"], known.tls_key),
+            "verifier": seal(node["public_key"], known.verifier),
+        }
+        tx.run("write_sealed", id=node["id"], sealed=Jsonb(found))
+    return found
+
+
+def _spec(run: Run, row: DictRow, wish: Wish, node: DictRow, sealed: dict[str, str]) -> NodeSpec:
+    plan = PLANS[wish.plan]
+    settings = run.app.settings
+    return NodeSpec(
+        node_id=str(node["id"]),
+        service_id=str(run.service),
+        generation=0,
+        node_name=node["name"],
+        desired="running",
+        version=wish.version,
+        port=row["first_port"],
+        memory=memory(
+            plan,
+            node["facts"]["memory_bytes"],
+            settings.memory_cap_percent,
+            wish.work_mem,
+            wish.shared_buffers_percentage,
+        ),
+        max_connections=plan.max_connections,
+        settings=flatten(wish.pg_settings, int(wish.version)),
+        ip_filter=wish.ip_filter,
+        loopback=settings.loopback,
+        admin=Admin(wish.admin, sealed["verifier"]),
+        tls=Tls(row["certificate"], sealed["tls_key"]),
+        disk_bytes=plan.disk_bytes,
+        restart=node["restart"],
+    )
+
+
+def nodes_in_force(run: Run) -> str | None:
+    """None when every node runs under its newest spec; else what is waited for. Raises NodeFailed."""
+    with run.app.db.transaction() as tx:
+        nodes = tx.rows("nodes", service_id=run.service)
+    for node in nodes:
+        status: dict[str, Any] = node["status"] or {}
+        if status.get("generation", -1) < node["generation"]:
+            return f"{node['name']}: {status.get('step') or 'waits for its host'}"
+        if status["state"] == "failed":
+            raise NodeFailed(f"PostgreSQL of node {node['name']} does not start: {_clean(status['reason'])}")
+        if status["state"] != "running" or status["restart"] != node["restart"]:
+            return f"{node['name']}: {status['state']} {status.get('step', '')}"
+    return None
+
+
+def _clean(reason: str) -> str:
+    """A host's words, which a tenant may have influenced, as one bounded printable line."""
+    return re.sub(r"[^\x20-\x7e]+", " ", reason)[:300] or "no reason given"
+
+
+def start_nodes(run: Run) -> None:
+    """The specs are in force on every host."""
+    ensure_specs(run)
+    run.until(nodes_in_force)
+
+
+def restart_where_pending(run: Run) -> None:
+    """Parameters that wait for a restart are in force; the service is `rebuilding` only meanwhile."""
+    with run.transaction() as tx:
+        nodes = tx.rows("nodes", service_id=run.service)
+        pending = [node for node in nodes if node["status"]["pending_restart"]]
+        stuck = [node for node in pending if node["restart_generation"] == node["generation"]]
+        if stuck:
+            names = ", ".join(stuck[0]["status"]["pending_restart"])
+            raise Incorrect(f"pg-settings: PostgreSQL did not take {_clean(names)} even after a restart.")
+        for node in pending:
+            tx.run("ask_restart", id=node["id"])
+        if pending:
+            tx.run("set_phase", id=run.service, phase="rebuilding")
+            tx.run("wake_hosts", service_id=run.service)
+    run.until(nodes_in_force)

@@ -1,0 +1,69 @@
+"""Change a service: plan, protection, filter, slots, sizes and settings."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from pgherd.errors import Conflict, Incorrect, NotFound
+from pgherd.fleet.placement import GIB
+from pgherd.model.pg_settings import flatten
+from pgherd.model.plan import PLANS
+from pgherd.model.service import Change, Wish
+from pgherd.store.db import Transaction
+from pgherd.workflows.accept import accept
+from pgherd.workflows.app import App, Caller
+from pgherd.workflows.nodes import ensure_certificates, restart_where_pending, start_nodes, wish_of
+from pgherd.workflows.run import Run
+
+#: Seconds until an update that did not end is a time-out.
+WITHIN = 900
+
+
+def request(app: App, caller: Caller, operation: UUID, name: str, change: Change) -> UUID:
+    """Merge the change into the wish; the row lock keeps the order of requests."""
+
+    def merge(tx: Transaction) -> UUID:
+        row = tx.row("lock_service", organization_id=caller.organization_id, name=name)
+        if row is None:
+            raise NotFound("Service does not exist")
+        if row["phase"] == "poweroff":
+            raise Conflict("The service was not created; delete it and create it again.")
+        old = wish_of(row)
+        if change.version is not msgspec.UNSET and change.version != old.version:
+            raise Incorrect(
+                f"version: the service runs PostgreSQL {old.version};"
+                " a change of the major version is not available yet."
+            )
+        new = old.changed(change)
+        flatten(new.pg_settings, int(new.version))
+        _refuse_smaller_disk(tx, row, old, new)
+        memory_bytes = PLANS[new.plan].memory_bytes * PLANS[new.plan].nodes
+        tx.run("update_wish", id=row["id"], wish=Jsonb(msgspec.to_builtins(new)), memory_bytes=memory_bytes)
+        service: UUID = row["id"]
+        return service
+
+    return accept(app, caller, operation, "update", WITHIN, merge)
+
+
+def _refuse_smaller_disk(tx: Transaction, row: DictRow, old: Wish, new: Wish) -> None:
+    """The new plan's disk holds 125 % of what is used now, as the hosted service demands."""
+    target = PLANS[new.plan].disk_bytes
+    if target >= PLANS[old.plan].disk_bytes:
+        return
+    used = max((node["status"] or {}).get("disk_used", 0) for node in tx.rows("nodes", service_id=row["id"]))
+    if used * 125 > target * 100:
+        raise Conflict(
+            f"plan: {new.plan} has {target / GIB:.0f} GiB of disk, but {used / GIB:.1f} GiB are used and a plan must"
+            " hold 125 % of that."
+        )
+
+
+def carry_out(run: Run) -> None:
+    """By reload where that is enough; with one restart where a parameter needs it."""
+    run.step("issue certificates", ensure_certificates)
+    run.step("apply settings", start_nodes)
+    run.step("restart where needed", restart_where_pending)

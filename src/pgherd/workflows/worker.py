@@ -1,0 +1,145 @@
+"""The worker: Procrastinate moves the jobs, this process carries operations out.
+
+Procrastinate 3.10 takes a job over by heartbeat only and lets a worker finish a job that is no longer its
+own. So each worker holds a slot by a session advisory lock, whoever finds a slot's lock free requeues its
+jobs at once, and a worker that finds its attempt superseded ends itself instead of touching the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import procrastinate
+import psycopg
+from procrastinate.jobs import Job
+from psycopg.rows import DictRow, dict_row
+
+from pgherd.store.db import Transaction
+from pgherd.workflows import create, delete, update
+from pgherd.workflows.app import App
+from pgherd.workflows.run import GiveBack, Run, Superseded, carry_out
+
+log = logging.getLogger(__name__)
+
+WORKS: dict[str, Callable[[Run], None]] = {
+    "create": create.carry_out,
+    "update": update.carry_out,
+    "delete": delete.carry_out,
+}
+
+HEARTBEAT = 5.0   # seconds between a worker's signs of life
+SILENCE = 20.0    # seconds without one until its jobs are given to others
+MOST_SLOTS = 64
+
+
+class _Comeback(procrastinate.BaseRetryStrategy):
+    """A job that gave back comes again after a second, or at once when a status wakes it."""
+
+    def get_retry_decision(self, *, exception: BaseException, job: Job) -> procrastinate.RetryDecision | None:
+        wait = 0.5 if isinstance(exception, GiveBack) else min(2.0**job.attempts, 10.0)
+        return procrastinate.RetryDecision(retry_at=datetime.now(UTC) + timedelta(seconds=wait))
+
+
+class Slot:
+    """This worker's place among the workers, held as long as the connection lives."""
+
+    def __init__(self, url: str) -> None:
+        self._connection: psycopg.Connection[DictRow] = psycopg.connect(
+            url, autocommit=True, application_name="pgherd-worker-slot", row_factory=dict_row
+        )
+        self._guard = threading.Lock()
+        self.number = next(n for n in range(MOST_SLOTS) if self._take(n))
+        log.info("this worker has slot %d", self.number)
+
+    def _run(self, name: str, **values: Any) -> list[DictRow]:
+        tx = Transaction(self._connection)
+        return tx.rows(name, **values)
+
+    def _take(self, number: int) -> bool:
+        return bool(self._run("take_slot", slot=number)[0]["taken"])
+
+    def requeue_orphans(self, *, at_start: bool = False) -> None:
+        """Give back the jobs of slots whose worker is gone; at the start also those of this slot's former worker."""
+        with self._guard:
+            for row in self._run("slots"):
+                if row["slot"] == self.number:
+                    if at_start:
+                        self._run("requeue_slot", slot=row["slot"])
+                elif self._take(row["slot"]):
+                    try:
+                        self._run("requeue_slot", slot=row["slot"])
+                    finally:
+                        self._run("release_slot", slot=row["slot"])
+
+    def record(self, worker_id: int) -> None:
+        """Say under which id the queue knows this worker from now on."""
+        with self._guard:
+            self._run("record_slot", slot=self.number, worker_id=worker_id)
+
+
+def _queue(app: App, url: str, slot: Slot) -> procrastinate.App:
+    connector = procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=3)
+    queue = procrastinate.App(connector=connector)
+
+    @queue.task(name="carry_out", queue="operations", retry=_Comeback())
+    def _carry_out(operation: str) -> None:
+        try:
+            carry_out(app, UUID(operation), WORKS)
+        except Superseded:
+            log.error("operation %s was taken over by another worker; this one ends itself", operation)
+            os._exit(75)
+
+    register = queue.job_manager.register_worker
+
+    async def register_worker() -> int:
+        worker_id = await register()
+        slot.record(worker_id)
+        return worker_id
+
+    queue.job_manager.register_worker = register_worker  # type: ignore[method-assign]
+    return queue
+
+
+def run_worker(app: App, url: str, reconcile: Callable[[Slot], None]) -> None:
+    """Work until SIGTERM. `reconcile` is called every two seconds in a thread of its own."""
+    assert app.wakeups is not None
+    app.wakeups.start()
+    slot = Slot(url)
+    slot.requeue_orphans(at_start=True)
+    queue = _queue(app, url, slot)
+
+    def keep_reconciling() -> None:
+        while True:
+            try:
+                reconcile(slot)
+            except Exception:
+                log.exception("a reconciler failed; it is tried again")
+            time.sleep(2)
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        size = app.settings.worker_concurrency
+        loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(size, thread_name_prefix="operation"))
+        threading.Thread(target=keep_reconciling, name="reconcilers", daemon=True).start()
+        async with queue.open_async():
+            await queue.run_worker_async(
+                name=f"slot-{slot.number}",
+                concurrency=size,
+                fetch_job_polling_interval=2.0,
+                delete_jobs="always",
+                update_heartbeat_interval=HEARTBEAT,
+                stalled_worker_timeout=SILENCE,
+                shutdown_graceful_timeout=5.0,
+            )
+
+    asyncio.run(work())
+    os._exit(0)  # threads that still wait for a host must not hold the end up; their jobs are run again
