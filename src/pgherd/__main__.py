@@ -1,0 +1,108 @@
+"""`pgherd`: the daemons and the operators' commands by name; everything else is the CLI."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+
+from pgherd.errors import PgherdError
+from pgherd.settings import Settings
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _api(settings: Settings, argv: list[str]) -> int:
+    from pgherd.wiring import run_api
+
+    run_api(settings)
+    return 0
+
+
+def _worker(settings: Settings, argv: list[str]) -> int:
+    from pgherd.wiring import run_worker
+
+    run_worker(settings)
+    return 0
+
+
+def _agent(settings: Settings, argv: list[str]) -> int:
+    from pgherd.agent.agent import run
+
+    run(settings)
+    return 0
+
+
+def _migrate(settings: Settings, argv: list[str]) -> int:
+    from pgherd.store.db import database_url
+    from pgherd.store.migrate import migrate
+
+    for name in migrate(database_url(settings)):
+        print(name)
+    return 0
+
+
+def _bootstrap(settings: Settings, argv: list[str]) -> int:
+    from pgherd.instance.control import bootstrap
+
+    return bootstrap(settings, argv)
+
+
+def _rotate(settings: Settings, argv: list[str]) -> int:
+    from pgherd.instance.control import rotate_here
+
+    return rotate_here(settings)
+
+
+_DAEMONS: dict[str, Callable[[Settings, list[str]], int]] = {"api": _api, "worker": _worker, "agent": _agent}
+_INTERNAL = {"migrate": _migrate, "bootstrap": _bootstrap, "rotate": _rotate}
+
+
+def _end_with_parent() -> None:
+    """A killed s6-supervise must not leave us behind without supervision: its successor waits for our end.
+
+    When it was killed while we waited for the lock of the service directory, nobody told us.
+    """
+    import ctypes
+    import signal
+
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if "PGHERD_SUPERVISED" in os.environ:
+        with contextlib.suppress(OSError), open(f"/proc/{os.getppid()}/comm") as file:
+            if file.read().strip() != "s6-supervise":
+                sys.exit(0)
+
+
+def _run_internal(name: str, argv: list[str]) -> int:
+    from pgherd.instance.effective import running
+
+    try:
+        if name in _DAEMONS:
+            _end_with_parent()
+            from pgherd import failpoints
+
+            failpoints.name_process(name)
+        run = _DAEMONS.get(name) or _INTERNAL[name]
+        return run(running(), argv)
+    except PgherdError as error:
+        print(f"pgherd {name}: {error}", file=sys.stderr)
+        return 1
+
+
+def main() -> int:
+    """Dispatch by the first word; the daemons import nothing of the CLI."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in _DAEMONS or name in _INTERNAL:
+        return _run_internal(name, sys.argv[2:])
+    from pgherd.instance.commands import COMMANDS, run
+
+    if name in COMMANDS:
+        return run(name, sys.argv[2:])
+    from pgherd.cli.app import main as cli
+
+    return cli()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

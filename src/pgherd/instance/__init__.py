@@ -1,0 +1,1 @@
+"""One instance on this machine: start, stop, check, and what belongs to its set-up."""

@@ -1,0 +1,75 @@
+"""Whether the API of this instance answers, as a client would see it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+
+from pgherd.drivers.supervisor import Supervisor
+from pgherd.errors import HostFault, Incorrect
+from pgherd.instance.poll import until
+from pgherd.settings import Settings
+
+_PATIENCE = 30.0
+
+
+def _connect_address(settings: Settings) -> tuple[str, int]:
+    host, port = settings.listen_address
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+
+
+def api_answers(settings: Settings) -> bool:
+    """Whether `GET /v2/zone` names our zone."""
+    host, port = _connect_address(settings)
+    connection: http.client.HTTPConnection
+    if settings.scheme == "https":
+        # The certificate is for the clients' name of this host; here only the answer counts.
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, port, timeout=2, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=2)
+    try:
+        connection.request("GET", "/v2/zone")
+        answer = connection.getresponse()
+        zones = json.loads(answer.read(100_000))["zones"]
+        return answer.status == 200 and zones[0]["name"] == settings.zone
+    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError):
+        return False
+    finally:
+        connection.close()
+
+
+def ensure_port_free(settings: Settings) -> None:
+    """Raises Incorrect when another program listens where the API is to listen."""
+    host, port = settings.listen_address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Incorrect(
+                f"The API cannot listen on {settings.listen}: {error.strerror}."
+                " Choose another address with PGHERD_LISTEN."
+            ) from None
+
+
+def wait_for_api(settings: Settings, supervisor: Supervisor) -> None:
+    """Wait until the API answers. Raises HostFault with the API's last words."""
+
+    def ready() -> bool:
+        if api_answers(settings):
+            return True
+        if supervisor.state("api").deaths >= 5:
+            raise HostFault(_last_words(supervisor))
+        return False
+
+    until(ready, _PATIENCE, lambda: _last_words(supervisor))
+
+
+def _last_words(supervisor: Supervisor) -> str:
+    lines = supervisor.last_lines("api")[-12:]
+    return "The API does not answer. Its last words:\n" + "\n".join(f"  {line}" for line in lines)

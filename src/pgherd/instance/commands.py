@@ -1,0 +1,129 @@
+"""The operators' commands by name. Importing this module is cheap: each command imports what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pgherd.errors import PgherdError
+
+
+class Command(NamedTuple):
+    """One line of help, and what runs: takes the words after the command's name, gives the exit code."""
+
+    help: str
+    run: Callable[[list[str]], int]
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"pgherd {name}", description=description)
+
+
+def _say(text: str) -> None:
+    print(f"pgherd: {text}", file=sys.stderr)
+
+
+def _up(argv: list[str]) -> int:
+    parser = _parser("up", COMMANDS["up"].help)
+    parser.add_argument("--insecure-http", action="store_true", help="allow plain HTTP on an address others can reach")
+    parser.add_argument("--as-before", action="store_true", help="with the settings of the last start (at boot)")
+    chosen = parser.parse_args(argv)
+    from pgherd.instance import effective, lifecycle
+
+    environ = dict(os.environ)
+    if chosen.as_before:
+        environ = {**effective.remembered(effective.home_of(environ)), **environ}
+    if chosen.insecure_http:
+        environ["PGHERD_INSECURE_HTTP"] = "1"
+    settings = lifecycle.up(environ, _say)
+    print(lifecycle.summary(settings, lifecycle.program_name()), end="")
+    return 0
+
+
+def _down(argv: list[str]) -> int:
+    _parser("down", COMMANDS["down"].help).parse_args(argv)
+    from pgherd.instance import lifecycle
+
+    lifecycle.down(os.environ, _say)
+    return 0
+
+
+def _restart(argv: list[str]) -> int:
+    _parser("restart", COMMANDS["restart"].help).parse_args(argv)
+    from pgherd.instance import lifecycle
+
+    lifecycle.restart(os.environ, _say)
+    return 0
+
+
+def _settings(argv: list[str]) -> int:
+    parser = _parser("settings", COMMANDS["settings"].help)
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    chosen = parser.parse_args(argv)
+    from pgherd.instance import settings_report
+
+    print(settings_report.render(os.environ, as_json=chosen.output == "json"), end="")
+    return 0
+
+
+def _env(argv: list[str]) -> int:
+    _parser("env", COMMANDS["env"].help).parse_args(argv)
+    from pgherd.instance import credentials, effective
+
+    print(credentials.export_lines(effective.home_of(os.environ).credentials), end="")
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    parser = _parser("doctor", COMMANDS["doctor"].help)
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    chosen = parser.parse_args(argv)
+    from pgherd.instance import doctor
+
+    return doctor.run(os.environ, as_json=chosen.output == "json")
+
+
+def _secrets(argv: list[str]) -> int:
+    parser = _parser("secrets", COMMANDS["secrets"].help)
+    parser.add_argument("action", choices=("rotate",), help="rotate: a new key, and every stored secret under it")
+    parser.parse_args(argv)
+    from pgherd.instance import control
+
+    return control.rotate(os.environ)
+
+
+def _boot_unit(argv: list[str]) -> int:
+    parser = _parser("boot-unit", COMMANDS["boot-unit"].help)
+    parser.add_argument("action", choices=("install", "remove", "show"))
+    chosen = parser.parse_args(argv)
+    from pgherd.instance import boot_unit
+
+    return boot_unit.run(chosen.action, os.environ, _say)
+
+
+COMMANDS: dict[str, Command] = {
+    "up": Command("Start this machine's instance and every service; safe to repeat.", _up),
+    "down": Command("Stop the instance and every service; the data stays.", _down),
+    "restart": Command("Restart pgherd's own processes; services and connections go on.", _restart),
+    "doctor": Command("Check this machine and the instance, and say what to do.", _doctor),
+    "settings": Command("List every setting: value, default, meaning and where it was set.", _settings),
+    "env": Command('Print the variables that clients need: eval "$(pgherd env)".', _env),
+    "secrets": Command("Rotate the key that protects stored secrets.", _secrets),
+    "boot-unit": Command("Start the instance when this machine boots.", _boot_unit),
+}
+
+
+def run(name: str, argv: list[str]) -> int:
+    """Carry a command out; an error is told on stderr and gives exit code 1."""
+    try:
+        return COMMANDS[name].run(argv)
+    except PgherdError as error:
+        _say(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    return 1

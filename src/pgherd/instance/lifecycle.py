@@ -1,0 +1,175 @@
+"""`pgherd up`, `down` and `restart`: each can be run at any time, also after an earlier one was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pgherd.drivers.supervisor import Supervisor
+from pgherd.errors import Incorrect
+from pgherd.home import Home
+from pgherd.instance import credentials, effective
+from pgherd.instance.accounts import Accounts, accounts, ensure_accounts, run_as
+from pgherd.instance.api_probe import api_answers, ensure_port_free, wait_for_api
+from pgherd.instance.layout import ensure_layout
+from pgherd.instance.metadata import NAME as METADATA
+from pgherd.instance.metadata import Metadata
+from pgherd.instance.processes import NAMES, Fingerprint, services, supervisor_of
+from pgherd.instance.release import choose_release, remove_old_releases
+from pgherd.settings import Settings, load, refuse_open_http
+
+Say = Callable[[str], None]
+
+
+def up(environ: Mapping[str, str], say: Say) -> Settings:
+    """Bring the whole instance up and wait until its API answers; the settings that it runs with."""
+    settings = load(dict(environ))
+    home = Home(settings.root)
+    refuse_open_http(settings)
+    _refuse_lost_database(settings, home)
+    for name in effective.unknown(environ):
+        say(f"note: {name} is no setting of pgherd; `pgherd settings` lists them")
+    who = ensure_accounts()
+    ensure_layout(home, who)
+    with _alone(home):
+        release = choose_release(home)
+        effective.remember(home, environ, who)
+        supervisor = supervisor_of(home, who)
+        fingerprint = Fingerprint(home, release, settings, environ)
+        differs = fingerprint.differs()
+        _start_tree(settings, home, who, supervisor, environ)
+        _prepare_database(settings, home, who)
+        _start_processes(settings, supervisor, differs)
+        wait_for_api(settings, supervisor)
+        fingerprint.store()
+        remove_old_releases(home)
+    return settings
+
+
+def down(environ: Mapping[str, str], say: Say) -> None:
+    """Stop everything, the services too, and wait for it; the data stays."""
+    settings = effective.running(environ)
+    home, who = Home(settings.root), accounts()
+    if not home.scan.exists():
+        say("nothing to stop: this instance was never started")
+        return
+    with _alone(home):
+        supervisor = supervisor_of(home, who)
+        supervisor.stop_scanner(first=NAMES, last=(METADATA,), wait=90)
+
+
+def restart(environ: Mapping[str, str], say: Say) -> None:
+    """Start API, worker and agent anew; the services and the metadata go on."""
+    settings = effective.running(environ)
+    home, who = Home(settings.root), accounts()
+    if not home.scan.exists():
+        raise Incorrect("This instance is not running; start it with `make up`.")
+    with _alone(home):
+        supervisor = supervisor_of(home, who)
+        if not supervisor.scanner_alive():
+            raise Incorrect("This instance is not running; start it with `make up`.")
+        _restart_all(supervisor)
+        wait_for_api(settings, supervisor)
+        release = home.current.resolve()
+        Fingerprint(home, release, settings, environ).store()
+
+
+def _refuse_lost_database(settings: Settings, home: Home) -> None:
+    """An `up` without the database URL that the last one had would start with empty metadata: all services gone."""
+    if settings.database_url:
+        if not settings.agent_database_url:
+            raise Incorrect("Setting database_url needs agent_database_url too: how this host's agent logs in there.")
+        return
+    if "PGHERD_DATABASE_URL" in effective.remembered(home):
+        raise Incorrect(
+            "The last start was given PGHERD_DATABASE_URL and this one is not. Give it again or write it to"
+            f" {home.config_file}; to begin with private metadata, remove {home.root}/settings.env first."
+        )
+
+
+@contextlib.contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """One `up`, `down` or `restart` at a time; the next waits."""
+    descriptor = os.open(home.root / ".lifecycle-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _start_tree(
+    settings: Settings, home: Home, who: Accounts, supervisor: Supervisor, environ: Mapping[str, str]
+) -> None:
+    """The scanner with all directories written, and the metadata server running."""
+    if not supervisor.scanner_alive():
+        for prefix in ("node-", *NAMES):  # services are started by the agent, few at a time; our own once prepared
+            supervisor.mark_all_down(prefix)
+    if not supervisor.state("api").up:
+        ensure_port_free(settings)
+    metadata, changed = None, False
+    if not settings.database_url:
+        from pgherd.store.bootstrap import host_login
+
+        metadata = Metadata(settings, who, host_login(settings.host))
+        changed = metadata.ensure_files()
+        changed = supervisor.write(METADATA, metadata.service()) or changed
+    for name, service in services(home, who, environ).items():
+        supervisor.write(name, service)
+    started = supervisor.ensure_scanner()
+    supervisor.scan()
+    if metadata is not None:
+        if changed and not started and supervisor.state(METADATA).up:
+            supervisor.restart(METADATA)
+        metadata.ensure_running(supervisor)
+    else:
+        supervisor.down(METADATA)
+
+
+def _prepare_database(settings: Settings, home: Home, who: Accounts) -> None:
+    """Key file, schema and first rows, as the control plane's user; keeps the operator's key when one was made."""
+    argv = [str(home.current / "bin/pgherd"), "bootstrap"]
+    if not home.credentials.exists():
+        argv.append("--new-key")
+    done = run_as(who.control, argv, env={"PGHERD_HOME": str(home.root), "PYTHONSAFEPATH": "1", "HOME": str(home.root)})
+    pair = json.loads(done.stdout or "null")
+    credentials.write(home.credentials, settings, (pair[0], pair[1]) if pair else None)
+
+
+def _start_processes(settings: Settings, supervisor: Supervisor, differs: bool) -> None:
+    if differs and any(supervisor.state(name).up for name in NAMES):
+        _restart_all(supervisor)
+        return
+    for name in reversed(NAMES):
+        supervisor.up(name)
+
+
+def _restart_all(supervisor: Supervisor) -> None:
+    with ThreadPoolExecutor(len(NAMES)) as pool:
+        list(pool.map(supervisor.restart, NAMES))
+
+
+def summary(settings: Settings, program: str) -> str:
+    """What `up` says at its end."""
+    home = Home(settings.root)
+    return (
+        f"pgherd is up: {credentials.endpoint(settings)} (zone {settings.zone})\n"
+        f"credentials:  {home.credentials}\n"
+        f'next:         eval "$({program} env)"; {program} service create mydb --plan hobbyist-2\n'
+    )
+
+
+def answers(settings: Settings) -> bool:
+    """Whether the API answers now."""
+    return api_answers(settings)
+
+
+def program_name() -> str:
+    """How the user calls us, for the hints: the command that was typed when it is short, else `pgherd`."""
+    checkout = Path.cwd() / ".venv/bin/pgherd"
+    return ".venv/bin/pgherd" if checkout.exists() else "pgherd"
