@@ -28,7 +28,7 @@ class Api:
 
     def call(self, operation_id: str, *path: str, body: Any = None) -> Any:
         """Call an operation of the contract with its path parameters in order. Raises CliError."""
-        route = self.route(operation_id)
+        route = route_of(operation_id)
         names = path_parameters(route)
         if len(path) != len(names):
             wanted = " ".join(name.upper() for name in names) or "none"
@@ -39,28 +39,6 @@ class Api:
     def own(self, method: str, *path: str, body: Any = None) -> Any:
         """Call one of pgherd's own resources under /pgherd/v1. Raises CliError."""
         return self._send(method, "/".join([self.credentials.own_url, *(quote(part, safe="") for part in path)]), body)
-
-    def route(self, operation_id: str) -> dict[str, Any]:
-        """Verb, path and description of an operation. Raises CliError with the nearest names."""
-        known: dict[str, dict[str, Any]] = self._client._by_operation
-        if operation_id in known:
-            return known[operation_id]
-        from difflib import get_close_matches
-
-        near = ", ".join(get_close_matches(operation_id, known, n=3))
-        hint = f"Did you mean {near}?" if near else "See them: pgherd api --list"
-        raise CliError(Exit.USAGE, f"There is no operation {operation_id!r} in the contract.", hint)
-
-    @property
-    def operations(self) -> dict[str, dict[str, Any]]:
-        """All operations of the contract by id."""
-        return dict(self._client._by_operation)
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The OpenAPI document."""
-        spec: dict[str, Any] = self._client._api_spec
-        return spec
 
     def _send(self, method: str, url: str, body: Any) -> Any:
         import requests
@@ -86,6 +64,32 @@ class Api:
 def connect() -> Api:
     """The API that the environment or this machine's instance names. Raises CliError."""
     return Api(sources.find())
+
+
+def operations() -> dict[str, dict[str, Any]]:
+    """All operations of the contract by id, with `verb`, `path` and `operation`; no credentials are needed."""
+    from exoscale.api.v2 import Client
+
+    return dict(Client._by_operation)
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document of the contract."""
+    from exoscale.api.v2 import Client
+
+    return dict(Client._api_spec)
+
+
+def route_of(operation_id: str) -> dict[str, Any]:
+    """Verb, path and description of an operation. Raises CliError with the nearest names."""
+    known = operations()
+    if operation_id in known:
+        return known[operation_id]
+    from difflib import get_close_matches
+
+    near = ", ".join(get_close_matches(operation_id, known, n=3))
+    hint = f"Did you mean {near}?" if near else "See them: pgherd api --list"
+    raise CliError(Exit.USAGE, f"There is no operation {operation_id!r} in the contract.", hint)
 
 
 def path_parameters(route: dict[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ from importlib import import_module
 
 import typer
 
+from pgherd.cli import screen
+
 PANEL = "This machine's instance"
 
 Commands = dict[str, tuple[str, Callable[[list[str]], int]]]
@@ -45,6 +47,7 @@ def offered() -> Commands:
 
 def _runner(function: Callable[[list[str]], int]) -> Callable[[typer.Context], None]:
     def run(ctx: typer.Context) -> None:
-        raise typer.Exit(function(list(ctx.args)))
+        form = ["-o", "json"] if screen.as_json() else []  # `pgherd -o json doctor`
+        raise typer.Exit(function([*form, *ctx.args]))
 
     return run

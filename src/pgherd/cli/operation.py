@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
 
 from pgherd.cli import describe, screen
-from pgherd.cli.client import Api, connect, path_parameters
+from pgherd.cli.client import connect, document, operations, path_parameters, route_of
 from pgherd.cli.options import Timeout
 from pgherd.cli.outcome import CliError, Exit
 from pgherd.cli.screen import Form
@@ -15,11 +16,7 @@ from pgherd.cli.screen import Form
 app = typer.Typer(no_args_is_help=True, help="Operations: how one goes on.")
 
 #: Paths of the contract that concern PostgreSQL services; `pgherd api --list --all` shows the others too.
-_OURS = (
-    "/zone", "/operation", "/dbaas-postgres", "/dbaas-service", "/dbaas-task", "/dbaas-migration-status",
-    "/dbaas-settings-pg", "/dbaas-ca-certificate", "/dbaas-integration", "/dbaas-external-endpoint",
-    "/dbaas-external-integration",
-)  # fmt: skip
+_OURS = re.compile(r"/(zone|operation|dbaas-(postgres|service|task|migration|settings-pg|ca-certificate|integration))")
 
 
 @app.callback()
@@ -63,22 +60,21 @@ def call(
     The body is JSON, @FILE, - for standard input, or pairs as in `plan: startup-4, ip-filter: [10.0.0.0/8]`.
     With --list, OPERATION-ID is a part of the names to list.
     """
-    api = connect()
     if listing:
-        _list(api, operation_id or "", everything)
+        _list(operation_id or "", everything)
         return
     if operation_id is None:
         raise CliError(Exit.USAGE, "Which operation?", "See them: pgherd api --list")
     from pgherd.cli.values import read_body
 
-    route = api.route(operation_id)
+    route = route_of(operation_id)
     count = len(path_parameters(route))
     rest = (words or [])[count:]
     schema = _body_schema(route)
     if rest and schema is None:
         raise CliError(Exit.USAGE, f"{operation_id} takes no body, but {' '.join(rest)!r} was given.")
-    body = read_body(rest, schema, api.document)
-    screen.print_json(api.call(operation_id, *(words or [])[:count], body=body))
+    body = read_body(rest, schema, document())
+    screen.print_json(connect().call(operation_id, *(words or [])[:count], body=body))
 
 
 def _body_schema(route: dict[str, Any]) -> dict[str, Any] | None:
@@ -87,10 +83,10 @@ def _body_schema(route: dict[str, Any]) -> dict[str, Any] | None:
     return schema
 
 
-def _list(api: Api, part: str, everything: bool) -> None:
+def _list(part: str, everything: bool) -> None:
     found = []
-    for ident, route in sorted(api.operations.items()):
-        if part in ident and (everything or route["path"].startswith(_OURS)):
+    for ident, route in sorted(operations().items()):
+        if part in ident and (everything or _OURS.match(route["path"])):
             summary = route["operation"].get("summary", "")
             parameters = path_parameters(route)
             body = _body_schema(route) is not None
