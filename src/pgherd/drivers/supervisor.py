@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pgherd import unprivileged
 from pgherd.errors import HostFault
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,100}")
@@ -384,10 +385,7 @@ def _as_user(user: str | None) -> list[str]:
     if user is None:
         return []
     entry = pwd.getpwnam(user)
-    return [
-        "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}",
-        "--clear-groups", "--inh-caps=-all", "--no-new-privs",
-    ]  # fmt: skip
+    return unprivileged.prefix(entry.pw_uid, entry.pw_gid)
 
 
 def _signal(pids: list[int], name: str, user: str | None) -> None:

@@ -1,0 +1,51 @@
+"""Who may connect: pg_hba.conf, pg_ident.conf, and the cutting of connections that are no longer allowed."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+from pgherd.errors import HostFault
+
+_LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+
+def allowed_networks(ip_filter: Sequence[str], loopback: bool) -> list[str]:
+    """The networks that may connect, normalised and without repeats. Raises HostFault for what is no network."""
+    networks = list(_LOOPBACK) if loopback else []
+    for entry in ip_filter:
+        try:
+            networks.append(str(ipaddress.ip_network(entry.strip(), strict=False)))
+        except ValueError:
+            raise HostFault("An entry of ip-filter is no address or network.", detail=repr(entry)[:80]) from None
+    return list(dict.fromkeys(networks))
+
+
+def render_hba(ip_filter: Sequence[str], loopback: bool) -> str:
+    """pg_hba.conf: the platform by peer on the local socket; everybody else by TLS and SCRAM from allowed networks."""
+    lines = [
+        "# Written by pgherd; changes are overwritten.",
+        "local all postgres peer map=platform",
+        "local all all reject",
+        "host replication all all reject",
+        "host all postgres all reject",
+        *(f"hostssl all all {network} scram-sha-256" for network in allowed_networks(ip_filter, loopback)),
+        "host all all all reject",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_ident(os_user: str) -> str:
+    """pg_ident.conf: the service's own OS user is the superuser `postgres` on the local socket."""
+    if '"' in os_user or "\n" in os_user:
+        raise HostFault("An OS user's name is not acceptable.", detail=repr(os_user))
+    return f'# Written by pgherd; changes are overwritten.\nplatform "{os_user}" postgres\n'
+
+
+def count_cut(ip_filter: Sequence[str], loopback: bool) -> str:
+    """An SQL expression that ends the clients' connections from networks that are not allowed, and counts them."""
+    networks = ",".join(allowed_networks(ip_filter, loopback))
+    return (
+        "(SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE client_addr IS NOT NULL"
+        f" AND NOT coalesce(client_addr <<= ANY ('{{{networks}}}'::inet[]), false))"
+    )

@@ -1,0 +1,267 @@
+"""PostgreSQL on a host: its programs, a new cluster, SQL as the platform, what a cluster says of itself.
+
+Everything that touches a cluster's files or speaks to it runs under the service's own uid; what it answers is
+hostile input: bounded, with a deadline, and decoded into types before it is used.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import msgspec
+from psycopg import sql
+
+from pgherd import unprivileged
+from pgherd.errors import HostFault
+from pgherd.spec import Role
+from pgherd.unprivileged import Account
+
+#: Version of what `bake` puts into a new cluster; part of the key of the warm pool.
+BAKE = 1
+#: Locales of a new cluster, the first that the host has; the hosted service has the first one. C.UTF-8 sorts by
+#: code point but knows letters; both need no package.
+LOCALES = ("en_US.UTF-8", "C.UTF-8", "C")
+_DEFAULT_PLACE = "/usr/lib/postgresql"
+_OPTIONS = {
+    "search_path": "pg_catalog",
+    "statement_timeout": "5000",
+    "lock_timeout": "2000",
+    "log_min_error_statement": "panic",  # a failed statement may hold a verifier; it must not be logged
+    "log_statement": "none",
+    "pg_stat_statements.track": "none",
+    "pgaudit.log": "none",
+    "jit": "off",
+}
+_NOT_YET = re.compile(
+    "starting up|not yet accepting|shutting down|No such file|Connection refused|in recovery mode|server closed"
+)
+
+
+class NotReady(HostFault):
+    """PostgreSQL does not take connections now, but may soon."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One installed major: the directory of its programs and its full version."""
+
+    major: str
+    bin: Path
+    version: str
+
+    @property
+    def libraries(self) -> list[str]:
+        """What is preloaded, as far as it is installed."""
+        return [name for name in ("pg_stat_statements", "pgaudit") if (self.bin.parent / f"lib/{name}.so").exists()]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One cluster of a node: where its files lie, and as whom it runs (`account`; None: as the caller)."""
+
+    program: Program
+    directory: Path
+    account: Account | None
+    port: int = 0
+
+    @property
+    def pgdata(self) -> Path:
+        """PGDATA; the service can write here."""
+        return self.directory / "data" / "pgdata"
+
+    @property
+    def config(self) -> Path:
+        """Configuration; the service can only read here."""
+        return self.directory / "config"
+
+    @property
+    def run(self) -> Path:
+        """The directory of the socket; the service can write here."""
+        return self.directory / "run"
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """What a cluster says of itself. `config` and `restart` are the markers it was loaded and started with."""
+
+    version: str
+    config: str
+    restart: int
+    databases: list[str]
+    users: list[Role]
+    pending_restart: list[str]
+    max_connections: int
+    size: int | None = None
+
+
+def programs(setting: str) -> dict[str, Program]:
+    """The installed majors: from `MAJOR=DIR,...`, or what Debian's layout holds when that is empty."""
+    places = dict(word.strip().split("=", 1) for word in setting.split(",") if "=" in word)
+    if not places:
+        places = {p.parent.name: str(p) for p in Path(_DEFAULT_PLACE).glob("*/bin") if (p / "postgres").exists()}
+    found = {}
+    for major, place in places.items():
+        asked = subprocess.run([f"{place}/postgres", "--version"], capture_output=True, text=True, check=False)
+        if version := re.search(r"\) (\d+(?:\.\d+|\w+))", asked.stdout):
+            found[major] = Program(major, Path(place), version[1])
+    return found
+
+
+@cache
+def locale() -> str:
+    """The locale of new clusters on this host."""
+    listed = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=False).stdout
+    known = {line.strip().lower().replace("-", "") for line in listed.splitlines()}
+    return next((name for name in LOCALES if name.lower().replace("-", "") in known), LOCALES[-1])
+
+
+def key(program: Program) -> str:
+    """All that decides what `create` makes."""
+    return f"{program.version} {locale()} UTF8 checksums bake-{BAKE}"
+
+
+def create(cluster: Cluster, *, idle: bool) -> None:
+    """initdb, then `_baked`. `idle` makes it give way to everything else. Raises HostFault with initdb's last words."""
+    program, nice = cluster.program, ["nice", "-n", "15"] if idle else []
+    _must(cluster, [
+        *nice, f"{program.bin}/initdb", "-D", str(cluster.pgdata), "-U", "postgres", "--encoding=UTF8",
+        f"--locale={locale()}", "--data-checksums", "--auth-local=peer", "--auth-host=reject",
+        "--no-sync", "--no-instructions",
+    ])  # fmt: skip
+    arguments = ["--single", "-j", "-D", str(cluster.pgdata), "-c", "allow_system_table_mods=on", "-c", "fsync=off"]
+    said = _must(cluster, [*nice, f"{program.bin}/postgres", *arguments, "postgres"], _baked(int(program.major)))
+    if re.search(r"ERROR:|FATAL:|PANIC:", said):
+        raise HostFault("A new cluster could not be prepared.", detail=said[-500:])
+    _must(cluster, [*nice, f"{program.bin}/initdb", "--sync-only", "-D", str(cluster.pgdata)])
+
+
+def _baked(major: int) -> str:
+    """What every new cluster gets, whoever it is for: the database, and no way around the wall."""
+    statements = [
+        "CREATE DATABASE defaultdb TEMPLATE template0",
+        "REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC",
+    ]
+    if major <= 15:
+        # Up to 15 CREATEROLE may grant any role but a superuser's: these four are commands, files and verifiers.
+        statements.append(
+            "UPDATE pg_authid SET rolsuper = true WHERE rolname IN"
+            " ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files', 'pg_read_all_data')"
+        )
+    return "".join(f"{statement};\n\n" for statement in statements)
+
+
+def start_command(cluster: Cluster, restart: int) -> list[str]:
+    """The command line of the server. What it names wins over files that the service itself could write."""
+    named = {
+        "config_file": cluster.config / "postgresql.conf",
+        "hba_file": cluster.config / "pg_hba.conf",
+        "ident_file": cluster.config / "pg_ident.conf",
+        "unix_socket_directories": cluster.run,
+        "pgherd.restart": restart,
+    }
+    if len(f"{cluster.run}/.s.PGSQL.65535") > 107:
+        raise HostFault("The home directory's path is too long for a unix socket in it.", detail=str(cluster.run))
+    options = [word for name, value in named.items() for word in ("-c", f"{name}={value}")]
+    return [f"{cluster.program.bin}/postgres", "-D", str(cluster.pgdata), *options]
+
+
+def refusal_of(cluster: Cluster, conf: Path) -> str:
+    """Why PostgreSQL would not start with this postgresql.conf; empty when it would."""
+    argv = [f"{cluster.program.bin}/postgres", "-D", str(cluster.pgdata), "-c", f"config_file={conf}", "-C", "port"]
+    answer = unprivileged.run(cluster.account, argv, timeout=10)
+    return "" if answer.code == 0 else answer.err.strip()[:2000] or "PostgreSQL gives no reason"
+
+
+def psql(cluster: Cluster, script: str, *, timeout: float = 10, limit: int = 4 << 20) -> str:
+    """Run SQL as the platform in the database `postgres`. Raises NotReady or HostFault with what psql says."""
+    argv = [f"{cluster.program.bin}/psql", "-XqAtw", "-v", "ON_ERROR_STOP=1"]
+    env = {
+        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in _OPTIONS.items()),
+        "PGAPPNAME": "pgherd", "PGCONNECT_TIMEOUT": "5", "PGGSSENCMODE": "disable", "PGSSLMODE": "disable",
+    }  # fmt: skip
+    argv += ["-h", str(cluster.run), "-p", str(cluster.port), "-U", "postgres", "-d", "postgres"]
+    answer = unprivileged.run(cluster.account, argv, stdin=script.encode(), timeout=timeout, limit=limit, env=env)
+    if answer.code == 0:
+        return answer.out.decode(errors="replace")
+    said = answer.err.strip()[:1000]
+    raise (NotReady if answer.code == 2 and _NOT_YET.search(said) else HostFault)("SQL to a service failed.", detail=said)
+
+
+def observing(cut: str, *, size: bool) -> str:
+    """The SQL of `observe`; `cut` is an SQL number that ends connections that are not allowed, see `hba.count_cut`."""
+    measured = (
+        "(SELECT sum(pg_database_size(oid)) FROM pg_database)::bigint"
+        " + (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir())::bigint"
+    )
+    return f"""
+    SELECT json_build_object(
+      'version', current_setting('server_version'),
+      'config', coalesce(current_setting('pgherd.config', true), ''),
+      'restart', coalesce(current_setting('pgherd.restart', true), '0')::int,
+      'databases', (SELECT coalesce(json_agg(datname ORDER BY datname), '[]') FROM
+         (SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' LIMIT 2000) d),
+      'users', (SELECT coalesce(json_agg(json_build_object('name', rolname, 'replication', rolreplication)
+         ORDER BY rolname), '[]') FROM (SELECT rolname, rolreplication FROM pg_roles WHERE rolcanlogin AND NOT rolsuper LIMIT 2000) r),
+      'pending_restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
+      'max_connections', current_setting('max_connections')::int,
+      'size', {measured if size else "NULL"},
+      'cut', {cut});
+    """
+
+
+def parse_observation(text: str) -> Observation:
+    """Read the answer of `observing`. Raises HostFault for anything else."""
+    try:
+        return msgspec.json.decode(text.strip().rsplit("\n", 1)[-1], type=Observation)
+    except msgspec.MsgspecError as error:
+        raise HostFault("A service's PostgreSQL gives a wrong answer.", detail=str(error)[:200]) from None
+
+
+def observe(cluster: Cluster, cut: str, *, size: bool = False) -> Observation:
+    """Ask the cluster. Raises NotReady or HostFault."""
+    return parse_observation(psql(cluster, observing(cut, size=size)))
+
+
+def reload(cluster: Cluster) -> None:
+    """Let the server read its configuration again; `Observation.config` shows when it has."""
+    psql(cluster, "SELECT pg_reload_conf();")
+
+
+def configuration_errors(cluster: Cluster) -> str:
+    """What PostgreSQL does not accept in its configuration files; empty when all is well. Holds no values."""
+    return psql(cluster, """
+    SELECT coalesce(string_agg(name || ': ' || error, '; '), '') FROM
+      (SELECT name, error FROM pg_file_settings WHERE error <> 'setting could not be applied' AND error IS NOT NULL
+       UNION ALL SELECT 'pg_hba line ' || line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL LIMIT 20) e;
+    """).strip()[:1000]  # fmt: skip
+
+
+def creating_admin(name: str, verifier: str) -> str:
+    """SQL that makes the service's admin: owner of defaultdb and its public schema, no superuser. May run again."""
+    if not re.fullmatch(r"SCRAM-SHA-256\$\d+:[A-Za-z0-9+/=]+\$[A-Za-z0-9+/=]+:[A-Za-z0-9+/=]+", verifier):
+        raise HostFault("The admin's verifier is not a SCRAM-SHA-256 one.")
+    if name == "postgres" or name.startswith("pg_") or not name:
+        raise HostFault("The admin cannot have this name.", detail=name)
+    query = sql.SQL("""
+    SELECT format('CREATE ROLE %I', {name}) WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {name}) \\gexec
+    ALTER ROLE {role} LOGIN CREATEDB CREATEROLE NOSUPERUSER NOREPLICATION NOBYPASSRLS PASSWORD {verifier};
+    SELECT EXISTS (SELECT FROM pg_database WHERE datname = 'defaultdb') AS present \\gset
+    \\if :present
+    ALTER DATABASE defaultdb OWNER TO {role};
+    \\connect defaultdb
+    SELECT format('ALTER SCHEMA public OWNER TO %I', {name}) WHERE to_regnamespace('public') IS NOT NULL \\gexec
+    \\connect postgres
+    \\endif
+    """)
+    named = query.format(name=sql.Literal(name), role=sql.Identifier(name), verifier=sql.Literal(verifier))
+    return named.as_string(None)
+
+
+def _must(cluster: Cluster, argv: list[str], stdin: str = "") -> str:
+    answer = unprivileged.run(cluster.account, argv, stdin=stdin.encode(), timeout=300)
+    if answer.code != 0:
+        raise HostFault("A new cluster could not be made.", detail=answer.err.strip()[-500:])
+    return answer.err

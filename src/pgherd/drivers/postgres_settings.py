@@ -1,0 +1,126 @@
+"""postgresql.conf: what the platform sets, what the plan sizes and what the tenant chose. Pure.
+
+`PLATFORM` (in `spec`) is the version of what `_platform` sets: raise it with every change there.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from pgherd.errors import HostFault
+from pgherd.spec import NodeSpec, Setting
+
+#: What a tenant may set: what the contract's `json-schema-pg` leads to, with the first major that knows it.
+ALLOWED: dict[str, int] = dict.fromkeys(
+    """
+    autovacuum_analyze_scale_factor autovacuum_analyze_threshold autovacuum_freeze_max_age autovacuum_max_workers
+    autovacuum_naptime autovacuum_vacuum_cost_delay autovacuum_vacuum_cost_limit autovacuum_vacuum_scale_factor
+    autovacuum_vacuum_threshold bgwriter_delay bgwriter_flush_after bgwriter_lru_maxpages bgwriter_lru_multiplier
+    deadlock_timeout idle_in_transaction_session_timeout jit log_autovacuum_min_duration log_error_verbosity
+    log_line_prefix log_min_duration_statement log_temp_files max_files_per_process max_locks_per_transaction
+    max_logical_replication_workers max_parallel_workers max_parallel_workers_per_gather
+    max_pred_locks_per_transaction max_prepared_transactions max_replication_slots max_slot_wal_keep_size
+    max_stack_depth max_standby_archive_delay max_standby_streaming_delay max_sync_workers_per_subscription
+    max_wal_senders max_worker_processes password_encryption pg_partman_bgw.interval pg_partman_bgw.role
+    pg_stat_monitor.pgsm_enable_query_plan pg_stat_monitor.pgsm_max_buckets pg_stat_statements.track
+    temp_file_limit timezone track_activity_query_size track_commit_timestamp track_functions track_io_timing
+    wal_sender_timeout wal_writer_delay
+    """.split(),  # noqa: SIM905 - a block of words reads better
+    0,
+) | {
+    "default_toast_compression": 14,
+    "io_combine_limit": 17,
+    "io_max_combine_limit": 18,
+    "io_max_concurrency": 18,
+    "io_method": 18,
+    "io_workers": 18,
+}
+
+#: A parameter of our own that names the configuration in force; it changes when a reload has been carried out.
+MARKER = "pgherd.config"
+
+
+def quote(value: Setting) -> str:
+    """A value as postgresql.conf takes it. Raises HostFault for what cannot be written there."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise HostFault("A setting's value is not a finite number.")
+    text = str(value)
+    if "\0" in text or len(text) > 4096:
+        raise HostFault("A setting's value holds a zero byte or is too long.")
+    escapes = str.maketrans({"\\": "\\\\", "'": "''", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"})
+    return f"'{text.translate(escapes)}'"
+
+
+def render(spec: NodeSpec, *, run: Path, config: Path, libraries: list[str], locale: str) -> str:
+    """postgresql.conf without the marker. `libraries`: what is installed of what we preload.
+
+    Raises HostFault for a setting that is not in `ALLOWED`; one that the node's major does not know is left out.
+    """
+    major = int(spec.version)
+    if unknown := sorted(set(spec.settings) - set(ALLOWED)):
+        raise HostFault("A setting is not one that a service may have.", detail=", ".join(unknown)[:200])
+    tenant = {name: value for name, value in spec.settings.items() if major >= ALLOWED[name]}
+    values = _platform(spec, major) | _sizes(spec) | {
+        "unix_socket_directories": str(run),
+        "ssl_cert_file": str(config / "server.crt"),
+        "ssl_key_file": str(config / "server.key"),
+        "shared_preload_libraries": ",".join(libraries),
+        "lc_monetary": locale,
+        "lc_numeric": locale,
+        "lc_time": locale,
+    }  # fmt: skip
+    lines = ["# Written by pgherd; changes are overwritten."]
+    lines += [f"{name} = {quote(value)}" for name, value in sorted((values | tenant).items())]
+    return "\n".join(lines) + "\n"
+
+
+def _platform(spec: NodeSpec, major: int) -> dict[str, Setting]:
+    disk = spec.disk_bytes >> 20
+    values: dict[str, Setting] = {
+        # There are no backups yet; archive_mode could not be turned on later without a restart.
+        "archive_command": "/bin/true",
+        "archive_mode": True,
+        "cluster_name": spec.node_name[:63],
+        "datestyle": "iso, mdy",
+        "default_text_search_config": "pg_catalog.english",
+        "lc_messages": "C",
+        "listen_addresses": "*",
+        "log_destination": "stderr",
+        "log_line_prefix": "%m [%p] %q[user=%u,db=%d,app=%a] ",
+        "log_timezone": "UTC",
+        "logging_collector": False,
+        "max_replication_slots": 20,
+        # Without bounds an abandoned slot or a burst of writes fills the disk.
+        "max_slot_wal_keep_size": f"{max(1024, disk // 4)}MB",
+        "max_wal_size": f"{min(4096, max(256, disk // 16))}MB",
+        "max_wal_senders": 20,
+        "password_encryption": "scram-sha-256",
+        "port": spec.port,
+        "ssl": True,
+        "ssl_ciphers": "HIGH:!aNULL",
+        "ssl_min_protocol_version": "TLSv1.2",
+        "superuser_reserved_connections": 5,
+        "tcp_keepalives_count": 4,
+        "tcp_keepalives_idle": 120,
+        "tcp_keepalives_interval": 15,
+        "timezone": "UTC",
+        "wal_level": "logical",
+    }
+    if major >= 14:
+        values["default_toast_compression"] = "lz4"
+    if major >= 17:
+        values["allow_alter_system"] = False
+    return values
+
+
+def _sizes(spec: NodeSpec) -> dict[str, Setting]:
+    return {
+        "effective_cache_size": f"{spec.memory.effective_cache_size}MB",
+        "maintenance_work_mem": f"{spec.memory.maintenance_work_mem}MB",
+        "max_connections": spec.max_connections,
+        "shared_buffers": f"{spec.memory.shared_buffers}MB",
+        "work_mem": f"{spec.memory.work_mem}MB",
+    }
