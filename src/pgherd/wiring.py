@@ -40,7 +40,6 @@ def build_api(settings: Settings) -> Application:
     ends = Ends(url, keys)
     operations = Operations(app, reads, ends)
     services = Services(settings, reads, vault, operations)
-    catalog = Catalog(settings, reads)
     platform = Platform(settings, PlatformStore(Organizations(writes, vault)))
 
     @contextlib.asynccontextmanager
@@ -55,7 +54,12 @@ def build_api(settings: Settings) -> Application:
             await reads.close()
             writes.close()
 
+    async def versions() -> list[str]:
+        found = await reads.row("versions")
+        return sorted({major for offered in (found or {})["versions"] for major in offered})
+
     hosted = load_hosted()
+    catalog = Catalog(hosted, settings.zone, settings.api_url, versions, settings.default_version)
     handlers = {
         "create-dbaas-service-pg": services.create,
         "update-dbaas-service-pg": services.update,
@@ -83,9 +87,15 @@ def run_api(settings: Settings) -> None:
     failpoints.name_process("api")
     refuse_open_http(settings)
     host, port = settings.listen_address
-    tls = {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key} if settings.tls_key else {}
     config = uvicorn.Config(
-        build_api(settings), host=host, port=port, lifespan="on", timeout_graceful_shutdown=3, **tls, **server_options()
+        build_api(settings),
+        host=host,
+        port=port,
+        lifespan="on",
+        timeout_graceful_shutdown=3,
+        ssl_certfile=settings.tls_certificate or None,
+        ssl_keyfile=settings.tls_key or None,
+        **server_options(),
     )
     uvicorn.Server(config).run()
 

@@ -11,10 +11,10 @@ from msgspec import UNSET
 from pgherd.api import render
 from pgherd.api.operations import Operations
 from pgherd.api.request import Request
-from pgherd.errors import Incorrect, NotFound, Unsupported
+from pgherd.errors import NotFound, Unsupported
 from pgherd.model import name as names
 from pgherd.model.pg_settings import flatten
-from pgherd.model.plan import PLANS
+from pgherd.model.plan import PLANS, plan_named
 from pgherd.model.service import Change, Maintenance, Secrets, Wish
 from pgherd.settings import Settings
 from pgherd.store.db import AsyncDb
@@ -71,9 +71,7 @@ def read_change(body: dict[str, Any]) -> Change:
 
 
 def _check_plan(wanted: str) -> None:
-    plan = PLANS.get(wanted)
-    if plan is None:
-        raise Incorrect(f"plan: {wanted!r} does not exist; allowed: {', '.join(PLANS)}.")
+    plan = plan_named(wanted)
     if plan.nodes > 1:
         single = ", ".join(name for name, known in PLANS.items() if known.nodes == 1)
         raise Unsupported(f"plan: {wanted} has {plan.nodes} nodes, which is not available yet; allowed: {single}.")
@@ -94,7 +92,7 @@ class Services:
         change = read_change(request.body)
         version = self._settings.default_version if change.version is UNSET else str(change.version)
         if change.pg_settings is not UNSET:
-            flatten(change.pg_settings, int(version))
+            flatten(change.pg_settings, int(version), plan_named(str(change.plan)))
         return await self._operations.open(request, partial(_create, name, change))
 
     async def update(self, request: Request) -> object:

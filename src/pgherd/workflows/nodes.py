@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from pgherd.errors import Fault, Incorrect
 from pgherd.model import certificates
+from pgherd.model.name import network
 from pgherd.model.pg_settings import flatten
 from pgherd.model.plan import PLANS, memory
 from pgherd.model.service import Secrets, Wish
@@ -117,7 +118,7 @@ def _spec(run: Run, row: DictRow, wish: Wish, node: DictRow, sealed: dict[str, s
         ),
         max_connections=plan.max_connections,
         settings=flatten(wish.pg_settings, int(wish.version)),
-        ip_filter=wish.ip_filter,
+        ip_filter=[network(entry) for entry in wish.ip_filter],
         loopback=settings.loopback,
         admin=Admin(wish.admin, sealed["verifier"]),
         tls=Tls(row["certificate"], sealed["tls_key"]),

@@ -39,7 +39,7 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
                 " a change of the major version is not available yet."
             )
         new = old.changed(change)
-        flatten(new.pg_settings, int(new.version))
+        flatten(new.pg_settings, int(new.version), PLANS[new.plan])
         _refuse_smaller_disk(tx, row, old, new)
         memory_bytes = PLANS[new.plan].memory_bytes * PLANS[new.plan].nodes
         tx.run("update_wish", id=row["id"], wish=Jsonb(msgspec.to_builtins(new)), memory_bytes=memory_bytes)

@@ -1,0 +1,3 @@
+"""Fixtures that start real servers live in `plugins`; nothing is mocked."""
+
+pytest_plugins = ["tests.plugins.instance"]

@@ -1,0 +1,213 @@
+"""A whole pgherd instance in a temporary home: the real `pgherd up`, the installed release, free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+from exoscale.api.v2 import Client
+from exoscale_auth import ExoscaleV2Auth
+
+CHECKOUT = Path(__file__).parents[2]
+ROOTED = os.geteuid() == 0
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def until(what: Callable[[], Any], seconds: float, reason: str) -> Any:
+    """The first true answer of `what`; fails with `reason` and the last answer when the time is over."""
+    end = time.monotonic() + seconds
+    while True:
+        answer = what()
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            pytest.fail(f"after {seconds} s still not: {reason}; last: {answer!r}")
+        time.sleep(0.02)
+
+
+def _port_range() -> str:
+    """A range of service ports of this test process's own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    _port_range.used = getattr(_port_range, "used", -1) + 1  # type: ignore[attr-defined]
+    first = 10240 + (worker * 8 + _port_range.used % 8) * 400  # type: ignore[attr-defined]
+    return f"{first}-{first + 399}"
+
+
+class Instance:
+    """One running instance and the ways to talk to it."""
+
+    def __init__(self, failpoints: bool = False, **settings: str) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="pgherd-test-"))
+        self.home.chmod(0o755)
+        self.failpoints = self.home / "failpoints"
+        self.port = free_port()
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("PGHERD_", "EXOSCALE_"))}
+        self.env |= {
+            "PGHERD_HOME": str(self.home),
+            "PGHERD_LISTEN": f"127.0.0.1:{self.port}",
+            "PGHERD_SERVICE_PORTS": _port_range(),
+            "PGHERD_PORT_REST_SECONDS": "1",
+            "PGHERD_WARM_POOL": "2",
+        }
+        self.env |= {f"PGHERD_{name.upper()}": value for name, value in settings.items()}
+        if failpoints:
+            self.failpoints.mkdir()
+            self.failpoints.chmod(0o777)
+            self.env["PGHERD_FAILPOINTS"] = str(self.failpoints)
+        made = subprocess.run(
+            ["sh", "install/release.sh"], cwd=CHECKOUT, env=self.env, check=True, capture_output=True, text=True
+        )
+        self.program = Path(made.stdout.strip()) / "bin/pgherd"
+
+    def run(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run `pgherd ARGV` of the installed release."""
+        done = subprocess.run(
+            [str(self.program), *argv], env=self.env, capture_output=True, text=True, timeout=180, check=False, **options
+        )
+        if check and done.returncode:
+            pytest.fail(f"pgherd {' '.join(argv)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def up(self) -> None:
+        """Start, and learn endpoint and key from `pgherd env`."""
+        self.run("up")
+        lines = self.run("env").stdout.splitlines()
+        pairs = (line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+        self.exports = {name: value.strip("'\"") for name, value in pairs}
+        self.endpoint = self.exports["EXOSCALE_API_ENDPOINT"]
+
+    def client(self) -> Client:
+        """The official SDK's client."""
+        return Client(self.exports["EXOSCALE_API_KEY"], self.exports["EXOSCALE_API_SECRET"], url=self.endpoint)
+
+    def sign(self, request: requests.Request, key: tuple[str, str] | None = None) -> requests.PreparedRequest:
+        """Sign once, as the Go clients do, so that the same request can be sent again."""
+        pair = key or (self.exports["EXOSCALE_API_KEY"], self.exports["EXOSCALE_API_SECRET"])
+        request.auth = ExoscaleV2Auth(*pair)
+        return request.prepare()
+
+    def call(self, method: str, path: str, body: Any = None, key: tuple[str, str] | None = None) -> requests.Response:
+        """One signed request; `path` starts with /v2 or /pgherd."""
+        url = self.endpoint.removesuffix("/v2") + path
+        with requests.Session() as session:
+            return session.send(self.sign(requests.Request(method, url, json=body), key), timeout=30)
+
+    def finished(self, operation: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
+        """Poll an operation until it ended."""
+        client = self.client()
+
+        def ended() -> dict[str, Any] | None:
+            with contextlib.suppress(requests.ConnectionError):
+                found: dict[str, Any] = client.get_operation(id=operation["id"])
+                return found if found["state"] != "pending" else None
+            return None
+
+        return dict(until(ended, seconds, f"operation {operation} ended"))
+
+    def create(self, name: str | None = None, **fields: Any) -> str:
+        """A running service; its name."""
+        name = name or f"t-{uuid.uuid4().hex[:10]}"
+        operation = self.client().create_dbaas_service_pg(name=name, **({"plan": "hobbyist-2"} | fields))
+        done = self.finished(operation)
+        assert done["state"] == "success", done
+        return name
+
+    def delete(self, name: str) -> None:
+        """Delete a service and wait until it is gone."""
+        done = self.finished(self.client().delete_dbaas_service(name=name))
+        assert done["state"] == "success", done
+
+    def dsn(self, name: str, **overrides: str) -> str:
+        """A connection string with the revealed password and the CA from the API."""
+        client = self.client()
+        params = client.get_dbaas_service_pg(name=name)["uri-params"]
+        secret = client.reveal_dbaas_postgres_user_password(service_name=name, username=params["user"])
+        ca = self.home / "test-ca.pem"
+        ca.write_text(client.get_dbaas_ca_certificate()["certificate"])
+        parts = {**params, "password": secret["password"], "sslmode": "verify-full", "sslrootcert": str(ca), **overrides}
+        return psycopg.conninfo.make_conninfo(**parts, connect_timeout="5")
+
+    def sql(self, name: str, statement: str, **overrides: str) -> list[tuple[Any, ...]]:
+        """Run a statement as the admin over TLS; its rows."""
+        with psycopg.connect(self.dsn(name, **overrides), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def node_directories(self) -> list[str]:
+        """What the agent keeps for nodes."""
+        found = self.home / "nodes"
+        return sorted(p.name for p in found.iterdir()) if found.exists() else []
+
+    def os_users(self) -> set[str]:
+        """OS users whose slot or node lies in this home."""
+        records = [*self.home.glob("warm/*/slot.json"), *self.home.glob("nodes/*/slot.json")]
+        return {json.loads(record.read_text())["user"] for record in records}
+
+    def processes(self, word: str) -> list[int]:
+        """Ids of this instance's processes that have `word` in their command line."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if str(self.home) in line and word in line:
+                        found.append(int(entry.name))
+        return found
+
+    def clear(self) -> None:
+        """Stop everything, end what is left, remove the home and its OS users. Never fails."""
+        subprocess.run([str(self.program), "down"], env=self.env, capture_output=True, timeout=120, check=False)
+        for pid in self.processes(""):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        for user in self.os_users() if ROOTED else ():
+            with contextlib.suppress(KeyError):
+                pwd.getpwnam(user)
+                subprocess.run(["userdel", user], capture_output=True, check=False)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_instance(**options: Any) -> Iterator[Instance]:
+    """An instance that is up, and gone afterwards."""
+    made = Instance(**options)
+    try:
+        made.up()
+        yield made
+    finally:
+        made.clear()
+
+
+@pytest.fixture(scope="session")
+def instance() -> Iterator[Instance]:
+    """One instance for all tests of this process that only add and remove services of their own."""
+    with running_instance() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def fragile() -> Iterator[Instance]:
+    """An instance whose processes stop where a test says."""
+    with running_instance(failpoints=True) as made:
+        yield made
