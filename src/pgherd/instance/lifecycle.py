@@ -15,7 +15,7 @@ from pgherd.errors import Incorrect
 from pgherd.home import Home
 from pgherd.instance import credentials, effective
 from pgherd.instance.accounts import Accounts, accounts, ensure_accounts, run_as
-from pgherd.instance.api_probe import api_answers, ensure_port_free, wait_for_api
+from pgherd.instance.api_probe import ensure_port_free, wait_for_api
 from pgherd.instance.layout import ensure_layout
 from pgherd.instance.metadata import NAME as METADATA
 from pgherd.instance.metadata import Metadata
@@ -39,6 +39,7 @@ def up(environ: Mapping[str, str], say: Say) -> Settings:
     with _alone(home):
         release = choose_release(home)
         effective.remember(home, environ, who)
+        _refuse_unreadable_key(settings, who)
         supervisor = supervisor_of(home, who)
         fingerprint = Fingerprint(home, release, settings, environ)
         differs = fingerprint.differs()
@@ -90,6 +91,14 @@ def _refuse_lost_database(settings: Settings, home: Home) -> None:
             "The last start was given PGHERD_DATABASE_URL and this one is not. Give it again or write it to"
             f" {home.config_file}; to begin with private metadata, remove {home.root}/settings.env first."
         )
+
+
+def _refuse_unreadable_key(settings: Settings, who: Accounts) -> None:
+    """The API runs as the control plane's user and must read its own certificate and key."""
+    for path in filter(None, (settings.tls_certificate, settings.tls_key)):
+        if run_as(who.control, ["test", "-r", path], check=False).returncode != 0:
+            user = f" by the user {who.control}" if who.control else ""
+            raise Incorrect(f"{path} (tls_certificate, tls_key) cannot be read{user}; allow it to.")
 
 
 @contextlib.contextmanager
@@ -164,12 +173,7 @@ def summary(settings: Settings, program: str) -> str:
     )
 
 
-def answers(settings: Settings) -> bool:
-    """Whether the API answers now."""
-    return api_answers(settings)
-
-
 def program_name() -> str:
-    """How the user calls us, for the hints: the command that was typed when it is short, else `pgherd`."""
+    """How to call us, for the hints: the checkout's program when we stand in a checkout, else `pgherd`."""
     checkout = Path.cwd() / ".venv/bin/pgherd"
     return ".venv/bin/pgherd" if checkout.exists() else "pgherd"

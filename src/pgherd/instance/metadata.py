@@ -32,6 +32,7 @@ maintenance_work_mem = 16MB
 jit = off
 max_parallel_workers_per_gather = 0
 max_worker_processes = 2
+max_logical_replication_workers = 0
 autovacuum_max_workers = 1
 autovacuum_naptime = 20s
 autovacuum_vacuum_cost_delay = 0
