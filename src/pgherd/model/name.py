@@ -20,8 +20,10 @@ _LABEL = "lower-case letters, digits and hyphens, a letter first and no hyphen l
 
 #: Names that PostgreSQL, pg_hba.conf or PgBouncer read as something else, or that the platform uses.
 RESERVED = frozenset(
-    ("all", "current_role", "current_user", "none", "pgbouncer", "postgres", "public", "replication")
-    + ("samegroup", "samerole", "sameuser", "session_user", "user")
+    {
+        *("all", "current_role", "current_user", "none", "pgbouncer", "postgres", "public", "replication"),
+        *("samegroup", "samerole", "sameuser", "session_user", "user"),
+    }
 )
 
 
