@@ -91,6 +91,16 @@ def load_hosted() -> Contract:
     return load(hosted_document(), "/v2", re.compile(r"/(dbaas-[^/]+|zone|operation)(/|$)").match)
 
 
+def platform_document() -> bytes:
+    """The OpenAPI document of pgherd's own calls."""
+    return Path(__file__).with_name("platform.json").read_bytes()
+
+
+def load_platform() -> Contract:
+    """The contract of pgherd's own calls, under `/pgherd/v1`."""
+    return load(platform_document(), "/pgherd/v1")
+
+
 def load(document: bytes, prefix: str, wanted: Callable[[str], object] = lambda path: True) -> Contract:
     """Read the operations whose path is `wanted` (a path as the document writes it, without the prefix)."""
     whole = msgspec.json.decode(document, type=_Document)

@@ -1,0 +1,90 @@
+"""What can be ordered: zones, service types with their plans and versions, and the schemas of settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pgherd.api.request import Handler, Request
+from pgherd.contract.document import Contract
+from pgherd.errors import NotFound
+from pgherd.model.plan import PLANS, Plan
+from pgherd.settings import Settings
+from pgherd.store.db import AsyncDb
+
+_SETTINGS = ("pg", "pgbouncer", "pglookout", "timescaledb")
+
+
+class Catalog:
+    """The handlers of the catalog. All but the versions, which the hosts report, is computed once."""
+
+    def __init__(self, settings: Settings, db: AsyncDb, contract: Contract) -> None:
+        self._default, self._db = settings.default_version, db
+        self._plans = [_plan(plan, settings.zone) for plan in PLANS.values()]
+        zones = [{"name": settings.zone, "api-endpoint": settings.api_url, "sos-endpoint": ""}]
+        self._zones = msgspec.json.encode({"zones": zones})
+        schemas = {name: _settings(contract.schema(f"json-schema-{name}")) for name in _SETTINGS}
+        self._settings = msgspec.json.encode({"settings": schemas})
+
+    def handlers(self) -> dict[str, Handler]:
+        """operationId -> handler."""
+        return {
+            "list-zones": self._list_zones,
+            "list-dbaas-service-types": self._list_types,
+            "get-dbaas-service-type": self._get_type,
+            "get-dbaas-settings-pg": self._get_settings,
+        }
+
+    async def _list_zones(self, request: Request) -> object:
+        return self._zones
+
+    async def _list_types(self, request: Request) -> object:
+        return {"dbaas-service-types": [await self._type()]}
+
+    async def _get_type(self, request: Request) -> object:
+        if request.params["service-type-name"] != "pg":
+            raise NotFound("Service type does not exist; this instance offers pg only.")
+        return await self._type()
+
+    async def _get_settings(self, request: Request) -> object:
+        return self._settings
+
+    async def _type(self) -> dict[str, Any]:
+        hosts = await self._db.rows("hosts")
+        versions = sorted({major for host in hosts for major in (host["facts"] or {}).get("versions", ())}, key=int)
+        default = self._default if self._default in versions or not versions else versions[-1]
+        return {
+            "name": "pg",
+            "description": "PostgreSQL - Object-Relational Database Management System",
+            "available-versions": versions,
+            "default-version": default,
+            "plans": self._plans,
+        }
+
+
+def _plan(plan: Plan, zone: str) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "node-count": plan.nodes,
+        "node-cpu-count": plan.cpus,
+        "node-memory": plan.memory_bytes,
+        "disk-space": plan.disk_bytes,
+        "authorized": True,
+        "zones": [zone],
+        "backup-config": {
+            "interval": plan.backups.interval,
+            "max-count": plan.backups.count,
+            "recovery-mode": plan.backups.mode,
+        },
+    }
+
+
+def _settings(schema: dict[str, Any]) -> dict[str, Any]:
+    """A settings schema in the form that clients validate against; they need each of these keys."""
+    return {
+        "type": "object",
+        "title": schema["title"],
+        "properties": schema["properties"],
+        "additionalProperties": False,
+    }
