@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -10,8 +11,9 @@ from pgherd.api.request import Handler, Request
 from pgherd.contract.document import Contract
 from pgherd.errors import NotFound
 from pgherd.model.plan import PLANS, Plan
-from pgherd.settings import Settings
-from pgherd.store.db import AsyncDb
+
+#: Answers with the major versions that the hosts offer.
+Versions = Callable[[], Awaitable[Sequence[str]]]
 
 _SETTINGS = ("pg", "pgbouncer", "pglookout", "timescaledb")
 
@@ -19,10 +21,10 @@ _SETTINGS = ("pg", "pgbouncer", "pglookout", "timescaledb")
 class Catalog:
     """The handlers of the catalog. All but the versions, which the hosts report, is computed once."""
 
-    def __init__(self, settings: Settings, db: AsyncDb, contract: Contract) -> None:
-        self._default, self._db = settings.default_version, db
-        self._plans = [_plan(plan, settings.zone) for plan in PLANS.values()]
-        zones = [{"name": settings.zone, "api-endpoint": settings.api_url, "sos-endpoint": ""}]
+    def __init__(self, contract: Contract, zone: str, api_url: str, versions: Versions, default_version: str) -> None:
+        self._versions, self._default = versions, default_version
+        self._plans = [_plan(plan, zone) for plan in PLANS.values()]
+        zones = [{"name": zone, "api-endpoint": api_url, "sos-endpoint": ""}]
         self._zones = msgspec.json.encode({"zones": zones})
         schemas = {name: _settings(contract.schema(f"json-schema-{name}")) for name in _SETTINGS}
         self._settings = msgspec.json.encode({"settings": schemas})
@@ -51,8 +53,7 @@ class Catalog:
         return self._settings
 
     async def _type(self) -> dict[str, Any]:
-        hosts = await self._db.rows("hosts")
-        versions = sorted({major for host in hosts for major in (host["facts"] or {}).get("versions", ())}, key=int)
+        versions = sorted(set(await self._versions()), key=int)
         default = self._default if self._default in versions or not versions else versions[-1]
         return {
             "name": "pg",
