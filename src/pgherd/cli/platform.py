@@ -69,15 +69,17 @@ def delete_org(
 @key.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")],
-    organization: Annotated[str, typer.Option("--organization", help="Organization that it belongs to.")],
+    organization: Annotated[
+        str | None, typer.Option("--organization", help="Organization that it belongs to.", show_default="your own")
+    ] = None,
     role: Annotated[str, typer.Option(help="operator, admin or read-only.")] = "admin",
     form: Form = None,
 ) -> None:
     """Create an API key; its secret is shown this once."""
-    body = {"organization": organization, "name": name, "role": role}
+    body = {"name": name, "role": role} | ({"organization": organization} if organization else {})
     answer = connect().own("POST", "api-key", body=body)
-    facts = [("Key", answer["key"]), ("Secret", answer["secret"]), ("Organization", organization), ("Role", role)]
-    screen.show_facts(answer, facts)
+    fields = ("key", "secret", "organization", "role")
+    screen.show_facts(answer, [(field.capitalize(), answer[field]) for field in fields])
     if not screen.as_json():
         screen.note("The secret is not shown again.")
 
@@ -115,15 +117,21 @@ def list_hosts(form: Form = None) -> None:
     rows = [
         (
             one["name"],
-            one.get("advertised-host", ""),
+            one["services"],
             one.get("cores", ""),
-            size(one["memory"]) if one.get("memory") else "",
+            _size(one, "memory"),
+            _size(one, "memory-promised"),
             ", ".join((one.get("versions") or {}).values()),
             age(one.get("seen-at"), datetime.now(UTC)),
         )
         for one in found
     ]
-    screen.show_rows(found, ("NAME", "ADDRESS", "CORES", "MEMORY", "POSTGRESQL", "SEEN"), rows)
+    headers = ("NAME", "SERVICES", "CORES", "MEMORY", "PROMISED", "POSTGRESQL", "SEEN")
+    screen.show_rows(found, headers, rows)
+
+
+def _size(thing: dict[str, Any], field: str) -> str:
+    return size(thing[field]) if field in thing else ""
 
 
 def _age(thing: dict[str, Any]) -> str:
