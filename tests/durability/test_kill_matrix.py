@@ -1,0 +1,198 @@
+"""Any process may die at any instant: every operation ends exactly once and leaves nothing behind.
+
+The places come from running each operation once and reading its trace, so a new operation or step is covered
+without new code here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+
+from tests.plugins.instance import Instance, until
+
+PROCESSES = ("api", "worker", "agent")
+
+
+def arm(instance: Instance, line: str) -> None:
+    """The first process that passes the place carries the action out."""
+    aside = instance.failpoints / "arm.new"
+    aside.write_text(line)
+    aside.chmod(0o666)
+    aside.rename(instance.failpoints / "arm")
+
+
+def disarm(instance: Instance) -> bool:
+    """Whether the armed place was passed."""
+    armed = instance.failpoints / "arm"
+    fired = not armed.exists()
+    armed.unlink(missing_ok=True)
+    return fired
+
+
+def trace(instance: Instance) -> Path:
+    """Every place that was passed; world-writable, because three users write to it."""
+    path = instance.failpoints / "trace"
+    path.touch()
+    path.chmod(0o666)
+    return path
+
+
+def insist(instance: Instance, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    """Sign once and send until there is an answer, as the Go clients do; then poll to the end."""
+    url = instance.endpoint + path
+    request = instance.sign(requests.Request(method, url, json=body))
+    end = time.monotonic() + 20
+    while True:
+        try:
+            with requests.Session() as session:
+                answer = session.send(request, timeout=30)
+            break
+        except requests.ConnectionError:
+            assert time.monotonic() < end, "the API did not come back within 20 s"
+            time.sleep(0.05)
+    assert answer.status_code == 200, answer.text
+    return instance.finished(answer.json())
+
+
+class Create:
+    """Create a service from nothing; afterwards it answers over TLS."""
+
+    def prepare(self, instance: Instance) -> str:
+        return f"k-{uuid.uuid4().hex[:10]}"
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        return insist(instance, "POST", f"/dbaas-postgres/{name}", {"plan": "hobbyist-2"})
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert instance.sql(name, "select 1") == [(1,)]
+        instance.delete(name)
+
+
+class Update:
+    """Change a running service by reload and by restart; afterwards PostgreSQL shows the new values."""
+
+    name = ""
+    count = 0
+
+    def prepare(self, instance: Instance) -> str:
+        if not self.name:
+            self.name = instance.create()
+        return self.name
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        self.count += 1
+        settings = {"log_min_duration_statement": 1000 + self.count, "max_files_per_process": 1000 + self.count}
+        body = {"pg-settings": settings, "ip-filter": [f"192.0.2.{self.count % 250}/32"]}
+        return insist(instance, "PUT", f"/dbaas-postgres/{name}", body)
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert instance.sql(name, "show max_files_per_process") == [(str(1000 + self.count),)]
+        shown = instance.sql(name, "select setting from pg_settings where name = 'log_min_duration_statement'")
+        assert shown == [(str(1000 + self.count),)]
+
+
+class Delete:
+    """Delete a running service; afterwards there is nothing of it."""
+
+    def prepare(self, instance: Instance) -> str:
+        return instance.create()
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        return insist(instance, "DELETE", f"/dbaas-service/{name}")
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert instance.call("GET", f"/v2/dbaas-postgres/{name}").status_code == 404
+
+
+OPERATIONS: dict[str, Callable[[], Any]] = {"create": Create, "update": Update, "delete": Delete}
+
+
+def assert_nothing_is_left(instance: Instance) -> None:
+    """No service, so no node directory, supervised node, postmaster of a node, or OS user but the warm ones."""
+    assert instance.client().list_dbaas_services()["dbaas-services"] == []
+    until(lambda: instance.node_directories() == [], 20, "no node directory is left")
+    until(lambda: not list((instance.home / "s6").glob("node-*")), 20, "no supervised node is left")
+    until(lambda: not instance.processes("/nodes/"), 20, "no process of a node is left")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_killed_at_every_place(fragile: Instance, kind: str, process: str) -> None:
+    operation = OPERATIONS[kind]()
+    lines = trace(fragile)
+    name = operation.prepare(fragile)
+    lines.write_text("")
+    assert operation.run(fragile, name)["state"] == "success"
+    passed = list(dict.fromkeys(lines.read_text().splitlines()))
+    operation.check(fragile, name)
+    places = [line for line in passed if line.startswith(f"{process} ") and " warm " not in line]
+    assert places, f"{process} passes no place during {kind}"
+    missed = []
+    for place in places:
+        name = operation.prepare(fragile)
+        arm(fragile, f"{place} kill")
+        done = operation.run(fragile, name)
+        if not disarm(fragile):
+            missed.append(place)
+        assert done["state"] == "success", f"{place}: {done}"
+        assert fragile.client().get_operation(id=done["id"])["state"] == "success"
+        operation.check(fragile, name)
+    assert len(missed) * 4 <= len(places), f"these places were not passed again: {missed}"
+    if getattr(operation, "name", ""):
+        fragile.delete(operation.name)
+    assert_nothing_is_left(fragile)
+
+
+@pytest.mark.timeout(300)
+def test_every_step_may_be_run_twice(fragile: Instance) -> None:
+    twice = fragile.failpoints / "twice"
+    twice.touch()
+    try:
+        for kind in OPERATIONS:
+            operation = OPERATIONS[kind]()
+            name = operation.prepare(fragile)
+            assert operation.run(fragile, name)["state"] == "success"
+            operation.check(fragile, name)
+            if getattr(operation, "name", ""):
+                fragile.delete(operation.name)
+    finally:
+        twice.unlink()
+    assert_nothing_is_left(fragile)
+
+
+@pytest.mark.timeout(300)
+def test_everything_dies_at_once(fragile: Instance) -> None:
+    """kill -9 of every process of ours but the databases, in the middle of three creates; `up` brings all to an end."""
+    steady = fragile.create()
+    dsn = fragile.dsn(steady)
+    names = [f"k-{uuid.uuid4().hex[:10]}" for _ in range(3)]
+    opened = []
+    for name in names:
+        with contextlib.suppress(requests.ConnectionError):
+            answer = fragile.call("POST", f"/v2/dbaas-postgres/{name}", {"plan": "hobbyist-2"})
+            opened.append((name, answer.json()))
+    for word in ("s6-svscan", "s6-supervise", "/bin/pgherd"):
+        for pid in fragile.processes(word):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+    fragile.run("up")
+    for name, operation in opened:
+        assert fragile.finished(operation)["state"] == "success"
+        assert fragile.sql(name, "select 1") == [(1,)]
+    assert fragile.sql(steady, "select 1") == [(1,)]
+    for name in [steady, *names]:
+        fragile.delete(name)
+    assert_nothing_is_left(fragile)
