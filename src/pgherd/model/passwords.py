@@ -22,5 +22,5 @@ def verifier(password: str) -> str:
     client = hmac.digest(salted, b"Client Key", "sha256")
     server = hmac.digest(salted, b"Server Key", "sha256")
     stored = hashlib.sha256(client).digest()
-    encode = lambda raw: base64.b64encode(raw).decode()  # noqa: E731
-    return f"SCRAM-SHA-256${ITERATIONS}:{encode(salt)}${encode(stored)}:{encode(server)}"
+    shown = [base64.b64encode(raw).decode() for raw in (salt, stored, server)]
+    return f"SCRAM-SHA-256${ITERATIONS}:{shown[0]}${shown[1]}:{shown[2]}"
