@@ -44,9 +44,9 @@ def hint_for(status: int, message: str) -> str:
         return 'The key or secret is wrong here. Try: eval "$(pgherd env)"'
     if "protected against termination" in text:
         return "Lift it first: pgherd service update NAME --no-termination-protection"
-    if "already taken" in text:
+    if "service name is already taken" in text:
         return "Look at it: pgherd service show NAME"
-    if status == 404 and "service" in text:
+    if status == 404 and "service does not exist" in text:
         return "See what exists: pgherd service list"
     if status >= 500:
         return "See the API's log and: pgherd doctor"
