@@ -47,6 +47,9 @@ def up(environ: Mapping[str, str], say: Say) -> Settings:
         _prepare_database(settings, home, who)
         _start_processes(settings, supervisor, differs)
         wait_for_api(settings, supervisor)
+        for name in NAMES:
+            if supervisor.state(name).deaths:
+                say(f"warning: {name} does not stay up; its log: {home.logs / name / 'current'}")
         fingerprint.store()
         remove_old_releases(home)
     return settings
