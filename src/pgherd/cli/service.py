@@ -64,7 +64,7 @@ def create(
     """Create a service and wait until it can be used."""
     wish = dict(locals())
     api = connect()
-    operation = api.call("create-dbaas-service-pg", name, body=create_body(api, wish))
+    operation = _send(api, "create-dbaas-service-pg", name, create_body(api, wish))
     _end(api, operation, name, "Creating", wait, timeout)
 
 
@@ -124,7 +124,7 @@ def update(
     """Change what you name of a service; the rest stays as it is."""
     wish = dict(locals())
     api = connect()
-    operation = api.call("update-dbaas-service-pg", name, body=update_body(api, wish))
+    operation = _send(api, "update-dbaas-service-pg", name, update_body(api, wish))
     _end(api, operation, name, "Updating", wait, timeout)
 
 
@@ -142,7 +142,7 @@ def delete(
             raise CliError(Exit.USAGE, f"Deleting {name} deletes its data, and there is nobody to ask.", "Say --yes.")
         typer.confirm(f"Delete service {name} with all its data?", abort=True, err=True)
     api = connect()
-    operation = api.call("delete-dbaas-service", name)
+    operation = _send(api, "delete-dbaas-service", name, None)
     _end(api, operation, name, "Deleting", wait, timeout, gone=True)
 
 
@@ -180,6 +180,13 @@ def psql(
     from pgherd.cli.psql import start
 
     start(connect(), name, user, database, arguments or [])
+
+
+def _send(api: Api, operation_id: str, name: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    from pgherd.cli.waiting import sending
+
+    with sending(name):
+        return dict(api.call(operation_id, name, body=body))
 
 
 def _end(

@@ -80,6 +80,19 @@ def going_on(operation_id: str) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def sending(service: str) -> Iterator[None]:
+    """Make of Ctrl-C, while the API holds its answer, a word that the request may have been accepted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise CliError(
+            Exit.INTERRUPTED,
+            "Interrupted before the API answered; it may have accepted the request.",
+            f"Look at it: pgherd service show {service}",
+        ) from None
+
+
 def failed(operation: dict[str, Any], service: str = "") -> CliError:
     """The error for an operation that ended without success."""
     state, reason = operation["state"], operation.get("reason", "unknown")
