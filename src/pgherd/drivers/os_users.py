@@ -42,7 +42,8 @@ class OsUsers:
             if ended.returncode in (0, 9):
                 ended = _administer(
                     "useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent",
-                    "--comment", "pgherd service", "--shell", "/usr/sbin/nologin", "--uid", str(number), "--gid", str(number), name,
+                    "--comment", "pgherd service", "--shell", "/usr/sbin/nologin",
+                    "--uid", str(number), "--gid", str(number), name,
                 )  # fmt: skip
                 if ended.returncode == 4:
                     _administer("groupdel", name)
@@ -118,16 +119,16 @@ def remove_leftovers(account: Account | None) -> None:
     places = [place for place in _SHARED_DIRECTORIES if os.path.isdir(place)]
     look = ["find", *places, "-mindepth", "1", "-maxdepth", "1", "-user", str(account.uid)]
     unprivileged.run(account, [*look, "-exec", "chmod", "-R", "u+rwX", "{}", "+", "-exec", "rm", "-rf", "{}", "+"])
-    kinds = (("shm", "-m"), ("sem", "-s"), ("msg", "-q"))
-    options = [word for kind, option in kinds for word in _ipc(kind, option, account)]
+    kinds = (("shm", "shmid", "-m"), ("sem", "semid", "-s"), ("msg", "msqid", "-q"))
+    options = [option for kind in kinds for option in _ipc(*kind, account)]
     if options:
         unprivileged.run(account, ["ipcrm", *options])
 
 
-def _ipc(kind: str, option: str, account: Account) -> list[str]:
+def _ipc(kind: str, column: str, option: str, account: Account) -> list[str]:
     with contextlib.suppress(OSError), open(f"/proc/sysvipc/{kind}") as table:
         head, *rows = (line.split() for line in table)
-        ident, owner = head.index(f"{kind}id"), head.index("uid")
+        ident, owner = head.index(column), head.index("uid")
         return [word for row in rows if row[owner] == str(account.uid) for word in (option, row[ident])]
     return []
 

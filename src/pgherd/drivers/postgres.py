@@ -160,6 +160,7 @@ def start_command(cluster: Cluster, restart: int) -> list[str]:
         "hba_file": cluster.config / "pg_hba.conf",
         "ident_file": cluster.config / "pg_ident.conf",
         "unix_socket_directories": cluster.run,
+        "port": cluster.port,
         "pgherd.restart": restart,
     }
     if len(f"{cluster.run}/.s.PGSQL.65535") > 107:
@@ -175,7 +176,7 @@ def refusal_of(cluster: Cluster, conf: Path) -> str:
     return "" if answer.code == 0 else answer.err.strip()[:2000] or "PostgreSQL gives no reason"
 
 
-def psql(cluster: Cluster, script: str, *, timeout: float = 10, limit: int = 4 << 20) -> str:
+def psql(cluster: Cluster, script: str, *, timeout: float = 8, limit: int = 4 << 20) -> str:
     """Run SQL as the platform in the database `postgres`. Raises NotReady or HostFault with what psql says."""
     argv = [f"{cluster.program.bin}/psql", "-XqAtw", "-v", "ON_ERROR_STOP=1"]
     env = {
@@ -187,7 +188,9 @@ def psql(cluster: Cluster, script: str, *, timeout: float = 10, limit: int = 4 <
     if answer.code == 0:
         return answer.out.decode(errors="replace")
     said = answer.err.strip()[:1000]
-    raise (NotReady if answer.code == 2 and _NOT_YET.search(said) else HostFault)("SQL to a service failed.", detail=said)
+    if answer.code == 2 and _NOT_YET.search(said):
+        raise NotReady("PostgreSQL does not take connections yet.", detail=said)
+    raise HostFault("SQL to a service failed.", detail=said)
 
 
 def observing(cut: str, *, size: bool) -> str:
@@ -204,7 +207,8 @@ def observing(cut: str, *, size: bool) -> str:
       'databases', (SELECT coalesce(json_agg(datname ORDER BY datname), '[]') FROM
          (SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' LIMIT 2000) d),
       'users', (SELECT coalesce(json_agg(json_build_object('name', rolname, 'replication', rolreplication)
-         ORDER BY rolname), '[]') FROM (SELECT rolname, rolreplication FROM pg_roles WHERE rolcanlogin AND NOT rolsuper LIMIT 2000) r),
+         ORDER BY rolname), '[]') FROM
+         (SELECT rolname, rolreplication FROM pg_roles WHERE rolcanlogin AND NOT rolsuper LIMIT 2000) r),
       'pending_restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
       'max_connections', current_setting('max_connections')::int,
       'size', {measured if size else "NULL"},

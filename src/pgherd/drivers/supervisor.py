@@ -70,7 +70,8 @@ class Service:
 
 @dataclass(frozen=True)
 class State:
-    """`since` in seconds; `deaths`: ends since the last `up` (16 at most); `waiting`: an older copy lives."""
+    """`since`: seconds since it went up or down; `deaths`: how often it ended within the last seconds before that;
+    `waiting`: an older copy lives."""
 
     up: bool
     wanted: bool
@@ -185,11 +186,15 @@ class Supervisor:
         for name in self.names():
             self._ensure_supervised(name, wait)
 
-    def remove(self, name: str, wait: float = 30) -> None:
-        """Stop a service for good and delete its directory and its logs; nothing happens when it is not there."""
+    def remove(self, name: str, wait: float = 30, *, gently: bool = True) -> None:
+        """Stop a service for good and delete its directory and its logs; nothing happens when it is not there.
+
+        Not `gently`: by SIGKILL at once.
+        """
         target, aside = self._scan / name, self._scan / f".old-{name}"
         if target.exists():
-            self._stop(name, wait)
+            (target / "down").touch()
+            self._stop(name, wait, "-d" if gently else "-dk")
             shutil.rmtree(aside, ignore_errors=True)
             target.rename(aside)
         if aside.exists():
@@ -197,7 +202,7 @@ class Supervisor:
                 self._svc("-xd", part)
             subprocess.run(["s6-svscanctl", "-an", str(self._scan)], check=False, capture_output=True)
             for part in (aside, aside / "log"):
-                _until(lambda p=part: not _listens(p / "supervise" / "control"), wait, f"{name} does not end")  # type: ignore[misc]
+                _until_gone(part / "supervise" / "control", wait)
             self._clear_holders(aside, wait)
             self._clear_holders(aside / "log", 0)
             shutil.rmtree(aside)
@@ -256,7 +261,7 @@ class Supervisor:
         up, pid = words[0] == "true", int(words[2])
         return State(
             up=up, wanted=words[1] == "true", pid=max(pid, 0), since=int(words[3]),
-            deaths=len(deaths.stdout.splitlines()), waiting=up and self._waits(directory, pid),
+            deaths=_recent(deaths.stdout), waiting=up and self._waits(directory, pid),
         )  # fmt: skip
 
     def last_lines(self, name: str, size: int = 16384) -> list[str]:
@@ -349,17 +354,17 @@ class Supervisor:
     def _svc(self, option: str, directory: Path) -> bool:
         return subprocess.run(["s6-svc", option, str(directory)], check=False, capture_output=True).returncode == 0
 
-    def _stop(self, name: str, wait: float) -> None:
+    def _stop(self, name: str, wait: float, how: str = "-d") -> None:
         directory = self._scan / name
         deadline = time.monotonic() + wait
         # In slices: a supervisor that is killed meanwhile tells nobody, and its successor must be told again.
-        while self._svc("-d", directory):
+        while self._svc(how, directory):
             arguments = ["s6-svwait", "-D", "-t", "1000", str(directory)]
             if subprocess.run(arguments, check=False, capture_output=True).returncode == 0:
                 break
             if time.monotonic() > deadline:
                 raise HostFault(f"{name} does not stop within {wait:g} s.")
-        self._clear_holders(directory, wait)
+        self._clear_holders(directory, wait if how == "-d" else 0)
 
     def _clear_holders(self, directory: Path, wait: float) -> None:
         """Stop the older copy that holds the lock: its main process by the down-signal, in the end all by SIGKILL."""
@@ -393,6 +398,12 @@ def _signal(pids: list[int], name: str, user: str | None) -> None:
     if pids:
         kill = ["/bin/sh", "-c", f'kill -{name.removeprefix("SIG")} "$@"', "sh", *map(str, pids)]
         subprocess.run([*_as_user(user), *kill], check=False, capture_output=True)
+
+
+def _recent(deaths: str) -> int:
+    """How many of s6-svdt's lines (time stamps in TAI64N) are of the last 30 s before the newest."""
+    seconds = [int(line[1:17], 16) for line in deaths.splitlines() if re.match(r"@[0-9a-f]{24} ", line)]
+    return sum(second > max(seconds) - 30 for second in seconds)
 
 
 def _listens(fifo: Path) -> bool:
@@ -457,6 +468,10 @@ def _replace(path: Path, text: str, mode: int) -> bool:
     aside.chmod(mode)
     aside.rename(path)
     return True
+
+
+def _until_gone(control: Path, seconds: float) -> None:
+    _until(lambda: not _listens(control), seconds, "an s6-supervise does not end")
 
 
 def _until(reached: Callable[[], bool], seconds: float, complaint: str) -> None:

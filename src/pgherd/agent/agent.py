@@ -1,0 +1,336 @@
+"""The agent: one process a host. It fetches specs, converges each node, observes, and reports.
+
+The main thread owns the link and decides; a pool of threads converges, one run a node at a time. The last
+specs are kept in `HOME/agent`, so that nodes are looked after while the metadata database is away.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pgherd import failpoints, sealing
+from pgherd.agent import report, warm
+from pgherd.agent.converge import Broken, Convergence, Host, service_name, status_of, write_private
+from pgherd.agent.link import Link, PostgresLink
+from pgherd.drivers import postgres
+from pgherd.drivers.os_users import OsUsers
+from pgherd.drivers.postgres import NotReady, Observation
+from pgherd.drivers.supervisor import Supervisor
+from pgherd.errors import Fault, Interrupted, PgherdError, Unavailable
+from pgherd.home import Home
+from pgherd.settings import Settings
+from pgherd.spec import HostFacts, NodeSpec, NodeState, NodeStatus
+
+log = logging.getLogger("pgherd.agent")
+
+_LOOK_EVERY = 8.0  # seconds between observations of a running node; the design promises 10
+_LOOK_SOON = 2.0  # after a convergence, which itself takes no time to measure the size
+_SIZE_EVERY = 60.0  # seconds between measurements of a node's disk use
+_ASK_EVERY = 10.0  # seconds between looks for specs without a notification
+_FACTS_EVERY = 30.0
+_RETRY_BROKEN = 30.0
+_RETRY = 1.0
+_THREADS = 16
+
+
+@dataclass
+class Node:
+    """What the agent remembers of a node. `converged`: the generation in force; `due`: when to look at it again."""
+
+    spec: NodeSpec
+    converged: int = 0
+    status: NodeStatus | None = None
+    marker: str = ""
+    busy: bool = False
+    due: float = 0.0
+    sized: float = 0.0
+
+
+class Kept(msgspec.Struct):
+    """A node's file in `HOME/agent/specs`."""
+
+    spec: NodeSpec
+    converged: int = 0
+
+
+class Agent:
+    """See the module. `link` is the one seam for tests."""
+
+    def __init__(self, settings: Settings, link: Link) -> None:
+        self.settings, self.link = settings, link
+        self.home = Home(settings.root)
+        rooted = os.geteuid() == 0
+        self.supervisor = Supervisor(self.home.scan, self.home.logs, "pgherd-log" if rooted else None)
+        self.programs = postgres.programs(settings.postgres_bindirs)
+        cores = os.cpu_count() or 1
+        self.slots = warm.Slots(self.home.warm, OsUsers(*settings.uids, self.home.agent / "last-uid"))
+        self.host = Host(
+            self.home, self.supervisor, self.slots, self.programs, self._private_key(),
+            getpass.getuser(), threading.BoundedSemaphore(cores * 2),
+        )  # fmt: skip
+        self.nodes: dict[str, Node] = {}
+        self._unsent: dict[str, NodeStatus] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="node")
+        self._refilling: threading.Thread | None = None
+        self._quiet_since = time.monotonic()
+        self._facts: HostFacts | None = None
+        self._ask_at = self._facts_at = 0.0
+
+    # --- main thread ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        self.slots.clean()
+        self._load()
+        self.supervisor.ensure_scanner()
+        while not self._stopping.is_set():
+            pause = self._turn()
+            try:
+                if self.link.wait(pause):
+                    self._ask_at = 0.0
+            except Unavailable as error:
+                log.warning("%s", error)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def stop(self) -> None:
+        """End `run` soon; may be called by a signal handler."""
+        self._stopping.set()
+        self.link.wake()
+
+    def _turn(self) -> float:
+        """Do what is due; returns how many seconds may pass until the next turn."""
+        try:
+            self.supervisor.ensure_scanner()
+        except (PgherdError, OSError) as error:
+            log.error("The supervisor: %s", error)
+        try:
+            self._exchange()
+        except Unavailable as error:
+            log.debug("%s", error)
+        self._schedule()
+        self._refill()
+        soonest = min((n.due for n in self.nodes.values() if not n.busy), default=float("inf"))
+        return max(0.0, min(soonest - time.monotonic(), 1.0))
+
+    def _exchange(self) -> None:
+        now = time.monotonic()
+        if now >= self._facts_at:
+            facts = report.facts(self.programs, {n.spec.port for n in self.nodes.values()})
+            if facts != self._facts or self._ask_at == 0.0:
+                self.link.register(sealing.public_key(self.host.private_key), facts)
+                self._facts = facts
+            self._facts_at = now + _FACTS_EVERY
+        self._send()
+        if now >= self._ask_at:
+            for spec in self.link.specs():
+                self._accept(spec)
+            self._ask_at = now + _ASK_EVERY
+
+    def _send(self) -> None:
+        with self._lock:
+            unsent = list(self._unsent.items())
+        for node_id, status in unsent:
+            self.link.report(status)
+            with self._lock:
+                if self._unsent.get(node_id) is status:
+                    del self._unsent[node_id]
+            if status.state == "absent":
+                self._forget(node_id)
+
+    def _accept(self, spec: NodeSpec) -> None:
+        node = self.nodes.get(spec.node_id)
+        if node is None:
+            node = self.nodes[spec.node_id] = Node(spec)
+        elif spec.generation < node.spec.generation:
+            log.warning("node %s: refused generation %d after %d", spec.node_id, spec.generation, node.spec.generation)
+            return
+        elif spec == node.spec:
+            return
+        node.spec, node.due = spec, 0.0
+        self._keep(node)
+
+    def _schedule(self) -> None:
+        now = time.monotonic()
+        for node in self.nodes.values():
+            if not node.busy and node.due <= now:
+                node.busy = True
+                self._quiet_since = now
+                self._pool.submit(self._look_after, node)
+
+    def _refill(self) -> None:
+        """Make one warm directory when nothing has been going on for a moment."""
+        program = self.programs.get(self.settings.default_version)
+        if program is None or (self._refilling is not None and self._refilling.is_alive()):
+            return
+        working = any(n.busy and n.converged != n.spec.generation for n in self.nodes.values())
+        if working or self._stopping.is_set():
+            return
+
+        def refill() -> None:
+            try:
+                if self.slots.refill(program, self.settings.warm_pool):
+                    self.link.wake()
+            except (PgherdError, OSError) as error:
+                log.error("The warm pool: %s", error)
+                self._stopping.wait(5)
+
+        self._refilling = threading.Thread(target=refill, name="warm", daemon=True)
+        self._refilling.start()
+
+    # --- one node, in a thread of the pool -----------------------------------------------------------------
+
+    def _look_after(self, node: Node) -> None:
+        spec = node.spec
+        try:
+            status, pause = self._observe(node, spec) or self._converge(node, spec)
+            node.status, node.due = status, time.monotonic() + pause
+            with self._lock:
+                self._unsent[spec.node_id] = status
+        except Interrupted:
+            node.due = 0.0
+        except Exception:
+            log.exception("node %s: unexpected", spec.node_id)
+            node.due = time.monotonic() + _RETRY_BROKEN
+        finally:
+            if node.spec is not spec:
+                node.due = 0.0
+            node.busy = False
+            self.link.wake()
+
+    def _observe(self, node: Node, spec: NodeSpec) -> tuple[NodeStatus, float] | None:
+        """Look at a node that runs as wished; None when it does not, so that it is converged."""
+        settled = node.converged == spec.generation and node.status is not None and node.status.state == "running"
+        if spec.desired != "running" or not settled or not node.marker:
+            return None
+        convergence = Convergence(self.host, spec)
+        measure = time.monotonic() >= node.sized
+        try:
+            seen = postgres.observe(convergence.cluster, convergence.cut, size=measure)
+        except PgherdError:
+            return None
+        if seen.config != node.marker or seen.restart < spec.restart:
+            return None
+        if measure:
+            node.sized = time.monotonic() + _SIZE_EVERY
+        return self._running(node, spec, seen), _LOOK_EVERY
+
+    def _converge(self, node: Node, spec: NodeSpec) -> tuple[NodeStatus, float]:
+        overtaken = lambda: node.spec is not spec or self._stopping.is_set()  # noqa: E731
+        convergence: Convergence | None = None
+        try:
+            convergence = Convergence(self.host, spec, overtaken)
+            state = convergence.carry_out()
+        except Interrupted:
+            raise
+        except (PgherdError, OSError) as error:
+            log.warning("node %s: %s: %s", spec.node_id, convergence.step if convergence else "", error)
+            return self._failed(node, spec, convergence, error)
+        failpoints.passing(f"{spec.desired} record begin")
+        if node.converged != spec.generation:
+            log.info("node %s: %s, generation %d", spec.node_id, state, spec.generation)
+        node.converged, node.marker = spec.generation, convergence.marker
+        if state != "absent":
+            self._keep(node)
+        failpoints.passing(f"{spec.desired} record end")
+        if convergence.seen is None:
+            return status_of(spec, state, None), _LOOK_EVERY if state == "absent" else 60.0
+        return self._running(node, spec, convergence.seen), _LOOK_SOON
+
+    def _running(self, node: Node, spec: NodeSpec, seen: Observation) -> NodeStatus:
+        status = status_of(spec, "running", seen)
+        if seen.size is None and node.status is not None:
+            status = msgspec.structs.replace(status, disk_used=node.status.disk_used)
+        return status
+
+    def _failed(
+        self, node: Node, spec: NodeSpec, convergence: Convergence | None, error: PgherdError | OSError
+    ) -> tuple[NodeStatus, float]:
+        """The status of a node that could not be converged: an older generation may still run."""
+        state: NodeState = "starting" if isinstance(error, NotReady) else "failed"
+        old = node.status or NodeStatus(spec.node_id, node.converged, "setting_up")
+        after_start = convergence is not None and convergence.step in ("configure", "reload", "admin")
+        if convergence is not None and spec.desired == "running" and after_start:
+            try:
+                seen = postgres.observe(convergence.cluster, convergence.cut)
+                old = msgspec.structs.replace(self._running(node, spec, seen), restart=seen.restart)
+                state = "running"
+            except (PgherdError, OSError):
+                pass
+        message = str(error.message if isinstance(error, Broken) else report.describe(error, self.home.root))
+        status = msgspec.structs.replace(
+            old, generation=node.converged, state=state, step=convergence.step if convergence else "",
+            reason=report.clean(message, self.home.root), observed_at=report.now(),
+        )  # fmt: skip
+        pause = {"starting": _RETRY, "running": _LOOK_EVERY}.get(state, _RETRY_BROKEN)
+        # What stopped or absent lacks is mostly time: a backend that has not ended, a busy /etc/passwd.
+        return status, min(pause, 3.0) if spec.desired != "running" else pause
+
+    # --- what the agent keeps ------------------------------------------------------------------------------
+
+    def _private_key(self) -> bytes:
+        self.home.agent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.home.agent / "key"
+        if not path.exists():
+            write_private(path, sealing.new_host_key())
+        key = path.read_bytes()
+        if len(key) != 32:
+            raise Fault("The host's key file is damaged.", detail=str(path))
+        return key
+
+    def _file(self, node_id: str) -> Path:
+        return self.home.agent / "specs" / f"{node_id}.json"
+
+    def _keep(self, node: Node) -> None:
+        if "/" in node.spec.node_id or node.spec.node_id.startswith("."):
+            return
+        path = self._file(node.spec.node_id)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._lock:
+            write_private(path, msgspec.json.encode(Kept(node.spec, node.converged)))
+
+    def _load(self) -> None:
+        for path in sorted(self.home.agent.glob("specs/*.json")):
+            try:
+                kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+            except (OSError, msgspec.MsgspecError) as error:
+                log.error("A kept spec cannot be read: %s", error)
+                continue
+            self.nodes[kept.spec.node_id] = Node(kept.spec, kept.converged)
+        unknown = {n for n in self.supervisor.names() if n.startswith("node-")} - {service_name(n) for n in self.nodes}
+        if unknown:
+            log.warning("Services that no spec is known for are left alone: %s", ", ".join(sorted(unknown)))
+
+    def _forget(self, node_id: str) -> None:
+        node = self.nodes.get(node_id)
+        if node is not None and node.spec.desired == "absent":
+            del self.nodes[node_id]
+            self._file(node_id).unlink(missing_ok=True)
+
+
+def run(settings: Settings) -> None:
+    """Be the agent of this host until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    failpoints.name_process("agent")
+    agent = Agent(settings, PostgresLink(_conninfo(settings), settings.host))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    agent.run()
+
+
+def _conninfo(settings: Settings) -> str:
+    if settings.agent_database_url:
+        return settings.agent_database_url
+    role = "host_" + "".join(c if c.isalnum() else "_" for c in settings.host)
+    return f"host={Home(settings.root).metadata_socket} dbname=pgherd user={role} application_name=pgherd-agent"

@@ -1,0 +1,298 @@
+"""One node, from whatever it is to what its spec says, in named steps that each can be run again.
+
+The steps read from top to bottom in `_run`, `_stop` and `_remove`. The observation at the end is the status.
+What a running server was started and loaded with is read from the server itself (two markers among its
+parameters), so an agent that died in between needs no memory of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from pgherd import failpoints, sealing
+from pgherd.agent import report, warm
+from pgherd.drivers import config_files, hba, postgres, postgres_settings
+from pgherd.drivers.postgres import Cluster, NotReady, Observation, Program
+from pgherd.drivers.supervisor import Service, Supervisor
+from pgherd.errors import HostFault, Interrupted, PgherdError, Unsupported
+from pgherd.home import Home
+from pgherd.spec import NodeSpec, NodeState, NodeStatus
+
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_START_PATIENCE = 8.0  # seconds; a longer start goes on while the agent does other things
+_RELOAD_PATIENCE = 5.0  # seconds
+_STOP_PATIENCE = 120.0  # seconds
+_TRIES = 5  # failed starts until s6 is told to leave it
+_KILL_AFTER_MS = 60_000
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC",
+    "PG_OOM_ADJUST_FILE": "/proc/self/oom_score_adj", "PG_OOM_ADJUST_VALUE": "0",
+}  # fmt: skip
+
+
+@dataclass
+class Host:
+    """What a convergence needs of its host. `starting` limits how many start at once."""
+
+    home: Home
+    supervisor: Supervisor
+    slots: warm.Slots
+    programs: dict[str, Program]
+    private_key: bytes
+    os_user: str  # the calling user, as whom everything runs without root
+    starting: threading.BoundedSemaphore
+
+
+class Record(msgspec.Struct):
+    """The agent's own note in a node's directory: which admin it has made there (a fingerprint)."""
+
+    admin: str = ""
+
+
+class Broken(HostFault):
+    """The node does not start; the message is the server's own last word."""
+
+
+class Refused(HostFault):
+    """PostgreSQL would not start with the wished configuration, so it was not installed."""
+
+
+@dataclass
+class Convergence:
+    """One run of one node. `overtaken` says that a newer spec waits, so that this run may end early."""
+
+    host: Host
+    spec: NodeSpec
+    overtaken: Callable[[], bool] = lambda: False
+    step: str = ""
+    marker: str = ""
+    seen: Observation | None = None
+    _conf: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.spec.node_id):
+            raise HostFault("A node's id is not acceptable.")
+        self.directory = self.host.home.nodes / self.spec.node_id
+        self.service = service_name(self.spec.node_id)
+
+    # --- the three ways ------------------------------------------------------------------------------------
+
+    def carry_out(self) -> NodeState:
+        """Make the spec true. Raises what prevents it; `step` then names where."""
+        {"running": self._run, "stopped": self._stop, "absent": self._remove}[self.spec.desired]()
+        self.step = ""
+        return self.spec.desired
+
+    def _run(self) -> None:
+        self._do("place", self._ensure_directory)
+        self._do("configure", self._ensure_configuration)
+        self._do("supervise", self._ensure_supervised)
+        self._do("start", self._ensure_started)
+        self._do("restart", self._ensure_restarted)
+        self._do("reload", self._ensure_reloaded)
+        self._do("admin", self._ensure_admin)
+
+    def _stop(self) -> None:
+        self._do("stop", lambda: self.host.supervisor.down(self.service, _STOP_PATIENCE))
+
+    def _remove(self) -> None:
+        self._do("stop", lambda: self.host.supervisor.remove(self.service, gently=False))
+        self._do("delete", lambda: self.host.slots.discard(self.directory))
+
+    def _do(self, name: str, work: Callable[[], None]) -> None:
+        if self.overtaken():
+            raise Interrupted("A newer wish for this node has come.")
+        self.step = name
+        failpoints.passing(f"{self.spec.desired} {name} begin")
+        for _ in failpoints.runs():
+            work()
+        failpoints.passing(f"{self.spec.desired} {name} end")
+
+    # --- steps ---------------------------------------------------------------------------------------------
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster in the node's directory."""
+        return Cluster(self._program(), self.directory, self.host.slots.account(self.directory), self.spec.port)
+
+    @property
+    def cut(self) -> str:
+        """SQL that ends connections that this spec does not allow."""
+        return hba.count_cut(self.spec.ip_filter, self.spec.loopback)
+
+    def _program(self) -> Program:
+        program = self.host.programs.get(self.spec.version)
+        if program is None:
+            raise Unsupported(f"PostgreSQL {self.spec.version} is not installed on this host.")
+        return program
+
+    def _ensure_directory(self) -> None:
+        program = self._program()
+        with self.host.starting:
+            self.host.slots.ensure(program, self.directory)
+
+    def _ensure_configuration(self) -> None:
+        cluster = self.cluster
+        group = cluster.account
+        warm.make_owned(cluster.run, group)
+        cluster.config.mkdir(mode=0o755, exist_ok=True)
+        files = self._render(cluster)
+        conf = cluster.config / "postgresql.conf"
+        if conf.exists() and conf.read_text() != files["postgresql.conf"]:
+            config_files.install(cluster.config, "candidate.conf", files["postgresql.conf"], group)
+            if refusal := postgres.refusal_of(cluster, cluster.config / "candidate.conf"):
+                raise Refused(f"PostgreSQL refuses the settings: {_first_complaint(refusal)}")
+        for name, text in files.items():
+            config_files.install(cluster.config, name, text, group)
+
+    def _render(self, cluster: Cluster) -> dict[str, str]:
+        spec, account = self.spec, cluster.account
+        slot = warm.read_slot(self.directory)
+        conf = postgres_settings.render(
+            spec, run=cluster.run, config=cluster.config,
+            libraries=cluster.program.libraries, locale=slot.locale if slot else postgres.locale(),
+        )  # fmt: skip
+        files = {
+            "pg_hba.conf": hba.render_hba(spec.ip_filter, spec.loopback),
+            "pg_ident.conf": hba.render_ident(account.name if account else self.host.os_user),
+            "server.crt": spec.tls.certificate,
+            "server.key": sealing.unseal(self.host.private_key, spec.tls.key),
+        }
+        self.marker = hashlib.sha256("\0".join([conf, *files.values()]).encode()).hexdigest()
+        # The marker's file comes last: when it is there, the others are too.
+        return files | {"postgresql.conf": f"{conf}{postgres_settings.MARKER} = '{self.marker}'\n"}
+
+    def _ensure_supervised(self) -> None:
+        cluster = self.cluster
+        self.host.supervisor.write(
+            self.service,
+            Service(
+                postgres.start_command(cluster, self.spec.restart),
+                user=cluster.account.name if cluster.account else None,
+                env=_ENVIRONMENT,
+                down_signal="SIGINT",
+                kill_after_ms=_KILL_AFTER_MS,
+                oom_score_adj=-500,
+                start=False,
+                own_user=cluster.account is not None,
+            ),
+        )
+
+    def _ensure_started(self) -> None:
+        deadline = time.monotonic() + _START_PATIENCE
+        with self.host.starting:
+            self.host.supervisor.up(self.service)
+            with contextlib.suppress(NotReady):
+                self._await_answer(min(deadline, time.monotonic() + 1))
+        if self.seen is None:
+            self._await_answer(deadline)
+
+    def _await_answer(self, deadline: float) -> None:
+        """Wait until the server answers. Raises NotReady at `deadline`, Broken when it dies again and again."""
+        reason, look_at = NotReady("PostgreSQL is starting."), time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            if self.spec.port in report.listening_ports():
+                try:
+                    self.seen = postgres.observe(self.cluster, self.cut)
+                    return
+                except NotReady as error:
+                    reason = error
+            if time.monotonic() > look_at:
+                self._give_up_if_broken()
+                look_at = time.monotonic() + 0.3
+                if self.overtaken():
+                    raise Interrupted("A newer wish for this node has come.")
+            time.sleep(0.01)
+        raise reason
+
+    def _give_up_if_broken(self) -> None:
+        state = self.host.supervisor.state(self.service)
+        if state.deaths >= _TRIES and state.since < 30:
+            words = report.last_words(self.host.supervisor.last_lines(self.service), self.host.home.root)
+            self.host.supervisor.down(self.service)
+            raise Broken(words or "PostgreSQL ends as soon as it is started.")
+
+    def _ensure_restarted(self) -> None:
+        assert self.seen is not None
+        if self.seen.restart < self.spec.restart:
+            self.seen = None
+            self.host.supervisor.restart(self.service, _STOP_PATIENCE)
+            self._await_answer(time.monotonic() + _START_PATIENCE)
+
+    def _ensure_reloaded(self) -> None:
+        assert self.seen is not None
+        if self.seen.config == self.marker:
+            return
+        cluster, deadline = self.cluster, time.monotonic() + _RELOAD_PATIENCE
+        postgres.reload(cluster)
+        while self.seen.config != self.marker:
+            if time.monotonic() > deadline:
+                errors = postgres.configuration_errors(cluster)
+                raise Refused(f"PostgreSQL does not load the settings: {errors or 'no reason given'}")
+            self.seen = postgres.observe(cluster, self.cut)
+        if errors := postgres.configuration_errors(cluster):
+            raise Refused(f"PostgreSQL does not load the settings: {errors}")
+
+    def _ensure_admin(self) -> None:
+        """Make the admin, or give it the wished password; one that the tenant changed itself stays as it is."""
+        record, admin = read_record(self.directory), self.spec.admin
+        verifier = sealing.unseal(self.host.private_key, admin.verifier)
+        wished = hashlib.sha256(f"{admin.name}\0{verifier}".encode()).hexdigest()
+        if record.admin == wished:
+            return
+        script = postgres.creating_admin(admin.name, verifier) + postgres.observing(self.cut, size=False)
+        self.seen = postgres.parse_observation(postgres.psql(self.cluster, script))
+        record.admin = wished
+        write_private(self.directory / "node.json", msgspec.json.encode(record))
+
+
+def service_name(node_id: str) -> str:
+    """The name of a node's service directory."""
+    return f"node-{node_id}"
+
+
+def read_record(directory: Path) -> Record:
+    """The agent's note in a node's directory."""
+    try:
+        return msgspec.json.decode((directory / "node.json").read_bytes(), type=Record)
+    except (OSError, msgspec.MsgspecError):
+        return Record()
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file of the agent's own, readable by the agent alone, at once."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.unlink(missing_ok=True)
+    aside.touch(mode=0o600)
+    aside.write_bytes(content)
+    aside.rename(path)
+
+
+def status_of(spec: NodeSpec, state: NodeState, seen: Observation | None) -> NodeStatus:
+    """The status of a node that is as its spec says."""
+    status = NodeStatus(spec.node_id, spec.generation, state, restart=spec.restart, observed_at=report.now())
+    if seen is None:
+        return status
+    return msgspec.structs.replace(
+        status, version=seen.version, databases=seen.databases, users=seen.users, pending_restart=seen.pending_restart,
+        max_connections=seen.max_connections, disk_used=seen.size or 0, restart=seen.restart,
+    )  # fmt: skip
+
+
+def _first_complaint(said: str) -> str:
+    for line in said.splitlines():
+        if found := re.search(r"(?:LOG|FATAL|ERROR):\s+(.*)", line):
+            return found[1]
+    return said.splitlines()[0]
+
+
+__all__ = ["Broken", "Convergence", "Host", "PgherdError", "Refused", "service_name", "status_of"]
