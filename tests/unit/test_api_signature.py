@@ -66,7 +66,7 @@ def test_anything_changed_is_refused(data: st.DataObject) -> None:
         credential = Credential("K", (b"x",), NOW, good.signature[:at] + other + good.signature[at + 1 :])
     else:
         changed[what] = {"method": "PUT", "raw_path": b"/v2/b", "query": b"x=2", "body": b"{ }"}[what]
-    with pytest.raises(Forbidden, match="^Invalid request signature$"):
+    with pytest.raises(Forbidden, match=r"^Invalid request signature$"):
         verify(credential, ADMIN, **changed, now=NOW)
 
 
@@ -98,7 +98,7 @@ def test_expires(expires: int, accepted: bool) -> None:
     if accepted:
         assert verify(credential, ADMIN, "GET", b"/v2/zone", b"", b"", NOW) is ADMIN
     else:
-        with pytest.raises(Forbidden, match="^Invalid request signature .*clock"):
+        with pytest.raises(Forbidden, match=r"^Invalid request signature .*clock"):
             verify(credential, ADMIN, "GET", b"/v2/zone", b"", b"", NOW)
 
 
@@ -155,7 +155,7 @@ def test_signed_query_args(query: bytes, listed: tuple[bytes, ...], values: byte
     ],
 )
 def test_malformed_headers_are_refused(wrong: bytes | None) -> None:
-    with pytest.raises(Forbidden, match="^Invalid request signature$"):
+    with pytest.raises(Forbidden, match=r"^Invalid request signature$"):
         parse(wrong)
 
 

@@ -101,7 +101,11 @@ def test_bodies_of_real_clients_pass(body: dict[str, Any]) -> None:
         ("ip-filter", "0.0.0.0/0", "ip-filter: must be a list"),
         ("maintenance", {"dow": "monday"}, "maintenance.time: is required"),
         ("maintenance", {"dow": "monday", "time": "1:00"}, "maintenance.time: must be a string of 8 characters"),
-        ("backup-schedule", {"backup-hour": 24}, "backup-schedule.backup-hour: must be an integer from 0 to 23 or null"),
+        (
+            "backup-schedule",
+            {"backup-hour": 24},
+            "backup-schedule.backup-hour: must be an integer from 0 to 23 or null",
+        ),
         ("backup-schedule", {"hour": 1}, "backup-schedule.hour: is not known"),
         ("pg-settings", {"jit": "on"}, "pg-settings.jit: must be true or false"),
         ("pg-settings", {"shared_buffers": "1GB"}, "pg-settings.shared_buffers: is not known"),
@@ -128,7 +132,7 @@ def test_all_faults_in_one_message_and_no_secret_in_it() -> None:
 def test_number_of_faults_in_a_message_is_bounded() -> None:
     route = HOSTED.routes["create-dbaas-service-pg"]
     assert route.body
-    with pytest.raises(Incorrect, match="and 981 more$"):
+    with pytest.raises(Incorrect, match=r"and 981 more$"):
         route.body.check({"plan": "x"} | {f"field{n}": n for n in range(1001)})
 
 
@@ -148,7 +152,9 @@ def test_draft4_of_openapi_words() -> None:
 
 
 def test_property_named_like_a_keyword_survives() -> None:
-    shape = Shape(lambda: {"type": "object", "properties": {"title": {"type": "string"}, "example": {"type": "string"}}})
+    shape = Shape(
+        lambda: {"type": "object", "properties": {"title": {"type": "string"}, "example": {"type": "string"}}}
+    )
     assert shape.faults({"title": 1}) == ["title: must be a string"]
 
 

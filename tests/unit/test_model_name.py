@@ -1,0 +1,118 @@
+"""Names, networks and times of day."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgherd.errors import Incorrect
+from pgherd.model.name import admin_username, ip_filter, maintenance_time, network, service_name
+
+
+@pytest.mark.parametrize("name", ["a", "db", "my-db-2", "a" * 63, "x1"])
+def test_service_names(name: str) -> None:
+    assert service_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "A", "1a", "-a", "a-", "a_b", "a.b", "a/b", "..", "a" * 64, "é", "a\n", "a b", "a\0"]
+)
+def test_service_names_that_something_cannot_bear(name: str) -> None:
+    with pytest.raises(Incorrect, match="lower-case letters, digits and hyphens"):
+        service_name(name)
+
+
+@pytest.mark.parametrize("name", ["avnadmin", "_x", "0root", "a.b-c_D", "A" * 63, "pgadmin", "my_pg_user"])
+def test_usernames(name: str) -> None:
+    assert admin_username(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a" * 64, "é", "a b", 'a"', "a'", "a\n", "a;b"])
+def test_usernames_of_a_wrong_form(name: str) -> None:
+    with pytest.raises(Incorrect, match="admin-username: must be"):
+        admin_username(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["postgres", "Postgres", "pg_monitor", "PG_x", "pgherd", "pgherd_db", "public", "none", "all"]
+)
+def test_reserved_usernames(name: str) -> None:
+    with pytest.raises(Incorrect, match="reserved"):
+        admin_username(name)
+
+
+@pytest.mark.parametrize(
+    ("sent", "canonical"),
+    [
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("10.20.0.0/16", "10.20.0.0/16"),
+        ("10.20.3.4/16", "10.20.0.0/16"),
+        ("192.0.2.1", "192.0.2.1/32"),
+        ("::/0", "::/0"),
+        ("2001:DB8::1/32", "2001:db8::/32"),
+        ("2001:db8::1", "2001:db8::1/128"),
+        ("::ffff:192.0.2.1", "192.0.2.1/32"),
+        ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+    ],
+)
+def test_networks(sent: str, canonical: str) -> None:
+    assert network(sent) == canonical
+    assert ip_filter([sent]) == [sent]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "",
+        "all",
+        "samenet",
+        "10",
+        "10.0.0.0/33",
+        "10.0.0.0/255.0.0.0",
+        "10.0.0.0/0.0.0.255",
+        "010.0.0.1",
+        "fe80::1%eth0",
+        "::/129",
+        "1.2.3.4/",
+        "1.2.3.4 ",
+        "1.2.3.4\n",
+        "host.example",
+        "1.2.3.4,5.6.7.8",
+        "0.0.0.0/0 trust",
+        "1.2.3.4/-1",
+    ],
+)
+def test_what_is_no_network(sent: str) -> None:
+    with pytest.raises(Incorrect, match=r"^ip-filter\[1\]: must be a network"):
+        ip_filter(["10.0.0.0/8", sent])
+
+
+def test_every_wrong_entry_is_named_and_the_number_is_bounded() -> None:
+    with pytest.raises(Incorrect, match=r"ip-filter\[0\].*ip-filter\[2\]"):
+        ip_filter(["x", "10.0.0.0/8", "y"])
+    with pytest.raises(Incorrect, match="at most 1024"):
+        ip_filter(["10.0.0.0/8"] * 1025)
+    assert ip_filter([]) == []
+
+
+@given(st.text(max_size=50))
+def test_any_text_is_a_network_or_refused(text: str) -> None:
+    try:
+        ip_filter([text])
+    except Incorrect:
+        return
+    ipaddress.ip_network(network(text))
+
+
+@pytest.mark.parametrize("time", ["00:00:00", "23:59:59", "02:51:27"])
+def test_times(time: str) -> None:
+    assert maintenance_time(time) == time
+
+
+@pytest.mark.parametrize("time", ["24:00:00", "12:60:00", "1:00:000", "12-00-00", "12:00:0\n", "aa:bb:cc", "١٢:٠٠:٠٠"])
+def test_times_that_do_not_exist(time: str) -> None:
+    with pytest.raises(Incorrect, match="HH|03:30:00"):
+        maintenance_time(time)
