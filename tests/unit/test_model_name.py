@@ -63,28 +63,14 @@ def test_networks(sent: str, canonical: str) -> None:
     assert ip_filter([sent]) == [sent]
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        "",
-        "all",
-        "samenet",
-        "10",
-        "10.0.0.0/33",
-        "10.0.0.0/255.0.0.0",
-        "10.0.0.0/0.0.0.255",
-        "010.0.0.1",
-        "fe80::1%eth0",
-        "::/129",
-        "1.2.3.4/",
-        "1.2.3.4 ",
-        "1.2.3.4\n",
-        "host.example",
-        "1.2.3.4,5.6.7.8",
-        "0.0.0.0/0 trust",
-        "1.2.3.4/-1",
-    ],
+NO_NETWORKS = (
+    *("", "all", "samenet", "10", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/0.0.0.255", "010.0.0.1"),
+    *("fe80::1%eth0", "::/129", "1.2.3.4/", "1.2.3.4 ", "1.2.3.4\n", "host.example", "1.2.3.4,5.6.7.8"),
+    *("0.0.0.0/0 trust", "1.2.3.4/-1"),
 )
+
+
+@pytest.mark.parametrize("sent", NO_NETWORKS)
 def test_what_is_no_network(sent: str) -> None:
     with pytest.raises(Incorrect, match=r"^ip-filter\[1\]: must be a network"):
         ip_filter(["10.0.0.0/8", sent])
@@ -114,5 +100,5 @@ def test_times(time: str) -> None:
 
 @pytest.mark.parametrize("time", ["24:00:00", "12:60:00", "1:00:000", "12-00-00", "12:00:0\n", "aa:bb:cc", "١٢:٠٠:٠٠"])
 def test_times_that_do_not_exist(time: str) -> None:
-    with pytest.raises(Incorrect, match="HH|03:30:00"):
+    with pytest.raises(Incorrect, match="such as 03:30:00"):
         maintenance_time(time)
