@@ -54,8 +54,13 @@ install_packages() {
             exit 1
         fi
     done
-    apt-get install -y -qq --no-install-recommends --no-upgrade \
-        -o Dpkg::Options::=--force-confold "$@" >/dev/null
+    log=$(mktemp)
+    if ! apt-get install -y -qq --no-install-recommends --no-upgrade \
+        -o Dpkg::Options::=--force-confold "$@" >"$log" 2>&1; then
+        cat "$log" >&2
+        exit 1
+    fi
+    rm -f "$log"
     restore
     trap - EXIT INT TERM HUP
 }

@@ -8,8 +8,8 @@ import socket
 import ssl
 
 from pgherd.drivers.supervisor import Supervisor
-from pgherd.errors import HostFault, Incorrect
-from pgherd.instance.poll import until
+from pgherd.errors import Incorrect
+from pgherd.instance.poll import until_ready
 from pgherd.settings import Settings
 
 _PATIENCE = 30.0
@@ -59,17 +59,4 @@ def ensure_port_free(settings: Settings) -> None:
 
 def wait_for_api(settings: Settings, supervisor: Supervisor) -> None:
     """Wait until the API answers. Raises HostFault with the API's last words."""
-
-    def ready() -> bool:
-        if api_answers(settings):
-            return True
-        if supervisor.state("api").deaths >= 5:
-            raise HostFault(_last_words(supervisor))
-        return False
-
-    until(ready, _PATIENCE, lambda: _last_words(supervisor))
-
-
-def _last_words(supervisor: Supervisor) -> str:
-    lines = supervisor.last_lines("api")[-12:]
-    return "The API does not answer. Its last words:\n" + "\n".join(f"  {line}" for line in lines)
+    until_ready(lambda: api_answers(settings), supervisor, "api", _PATIENCE)

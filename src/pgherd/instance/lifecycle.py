@@ -16,6 +16,7 @@ from pgherd.home import Home
 from pgherd.instance import credentials, effective
 from pgherd.instance.accounts import Accounts, accounts, ensure_accounts, run_as
 from pgherd.instance.api_probe import ensure_port_free, wait_for_api
+from pgherd.instance.boot_unit import installed
 from pgherd.instance.layout import ensure_layout
 from pgherd.instance.metadata import NAME as METADATA
 from pgherd.instance.metadata import Metadata
@@ -169,10 +170,13 @@ def _restart_all(supervisor: Supervisor) -> None:
 def summary(settings: Settings, program: str) -> str:
     """What `up` says at its end."""
     home = Home(settings.root)
+    kind, present = installed(home)
+    at_boot = f"at boot:      nothing starts it; `make boot-unit` changes that ({kind})\n" if kind and not present else ""
     return (
         f"pgherd is up: {credentials.endpoint(settings)} (zone {settings.zone})\n"
         f"credentials:  {home.credentials}\n"
         f'next:         eval "$({program} env)"; {program} service create mydb --plan hobbyist-2\n'
+        f"{at_boot}"
     )
 
 

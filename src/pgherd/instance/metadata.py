@@ -12,7 +12,7 @@ from pgherd.errors import HostFault
 from pgherd.home import Home
 from pgherd.instance.accounts import Accounts, ids, run_as
 from pgherd.instance.layout import write_file
-from pgherd.instance.poll import until
+from pgherd.instance.poll import until_ready
 from pgherd.instance.programs import postgres_directory
 from pgherd.settings import Settings
 
@@ -148,11 +148,7 @@ class Metadata:
         """Start it, wait until it answers, and make the roles and the database."""
         supervisor.up(NAME)
         ready = [str(self.directory_of_programs() / "pg_isready"), "-q", "-h", str(self._home.metadata_socket)]
-        until(
-            lambda: run_as(None, ready, check=False).returncode == 0,
-            60,
-            lambda: f"The metadata PostgreSQL does not answer; its log: {self._home.logs / NAME / 'current'}",
-        )
+        until_ready(lambda: run_as(None, ready, check=False).returncode == 0, supervisor, NAME, 60)
         self._ensure_roles()
 
     def _ensure_roles(self) -> None:
