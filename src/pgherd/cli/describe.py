@@ -22,7 +22,7 @@ def service_rows(services: Sequence[dict[str, Any]], now: datetime) -> list[tupl
             service["plan"],
             service.get("zone", ""),
             yes(service.get("termination-protection")),
-            age(service.get("created-at"), now),
+            age(service.get("created-at"), now).rpartition("(")[2].rstrip(")"),
         )
         for service in sorted(services, key=lambda one: str(one["name"]))
     ]

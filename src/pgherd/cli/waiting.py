@@ -40,9 +40,17 @@ def _spinner(title: str) -> Iterator[Say]:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("{task.fields[text]}")
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    whole = Column(no_wrap=True, min_width=len(title))
+    cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    columns = (
+        SpinnerColumn(table_column=Column(min_width=1)),
+        TextColumn("{task.description}", table_column=whole),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn("{task.fields[text]}", table_column=cut),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         task = bar.add_task(escape(screen.visible(title)), total=None, text="")
         yield lambda text: bar.update(task, text=escape(screen.visible(text)))
 
@@ -55,12 +63,13 @@ def until_operation_ends(
     `service` names the service whose nodes are shown meanwhile. `timeout` is in seconds.
     """
     ident = operation["id"]
+    late = "The operation still goes on.", f"Look at it: pgherd operation show {ident} --wait"
     with progress(title) as say, going_on(ident):
         look = _Look(timeout, answered=True)
         while operation["state"] == "pending":
             if service:
                 say(_nodes_now(api, service))
-            operation = look.at(lambda: api.call("get-operation", ident), f"Operation {ident} still goes on.")
+            operation = look.at(lambda: api.call("get-operation", ident), *late)
             look.rest(operation["state"] == "pending")
     if operation["state"] != "success":
         raise failed(operation, service)
@@ -135,11 +144,11 @@ class _Look:
         self._last = time.monotonic()
         self._deadline = None if timeout is None else self._last + timeout
         self._seen = self._last if answered else float("-inf")
-        self._late = ""
+        self._late = self._hint = ""
 
-    def at(self, call: Callable[[], Any], late: str) -> Any:
-        """What the call answers, once it does. `late` is the message when the time is over at the next rest."""
-        self._late = late
+    def at(self, call: Callable[[], Any], late: str, hint: str = "") -> Any:
+        """What the call answers, once it does. `late` and `hint` are told when the time is over at the next rest."""
+        self._late, self._hint = late, hint
         while True:
             self._last = time.monotonic()
             try:
@@ -158,7 +167,7 @@ class _Look:
             return
         now = time.monotonic()
         if self._deadline is not None and now >= self._deadline:
-            raise CliError(Exit.TIMED_OUT, f"The time to wait is over. {self._late}")
+            raise CliError(Exit.TIMED_OUT, f"The time to wait is over. {self._late}", self._hint)
         pause = max(0.0, self._last + POLL - now)
         time.sleep(pause if self._deadline is None else min(pause, self._deadline - now))
 
