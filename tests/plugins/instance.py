@@ -62,6 +62,7 @@ class Instance:
         self.home.chmod(0o755)
         self.failpoints = self.home / "failpoints"
         self.port = free_port()
+        self.on_response: Callable[..., None] | None = None
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("PGHERD_", "EXOSCALE_"))}
         self.env |= {
             "PGHERD_HOME": str(self.home),
@@ -97,21 +98,35 @@ class Instance:
         self.exports = {name: value.strip("'\"") for name, value in pairs}
         self.endpoint = self.exports["EXOSCALE_API_ENDPOINT"]
 
-    def client(self) -> Client:
-        """The official SDK's client."""
-        return Client(self.exports["EXOSCALE_API_KEY"], self.exports["EXOSCALE_API_SECRET"], url=self.endpoint)
+    def client(self, key: tuple[str, str] | None = None) -> Client:
+        """The official SDK's client; `on_response`, if there is one, looks at each of its answers."""
+        client = Client(*(key or self.key), url=self.endpoint)
+        if self.on_response:
+            client.http_client.hooks["response"].append(self.on_response)
+        return client
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The operator's key and its secret."""
+        return self.exports["EXOSCALE_API_KEY"], self.exports["EXOSCALE_API_SECRET"]
 
     def sign(self, request: requests.Request, key: tuple[str, str] | None = None) -> requests.PreparedRequest:
         """Sign once, as the Go clients do, so that the same request can be sent again."""
-        pair = key or (self.exports["EXOSCALE_API_KEY"], self.exports["EXOSCALE_API_SECRET"])
-        request.auth = ExoscaleV2Auth(*pair)
+        request.auth = ExoscaleV2Auth(*(key or self.key))
         return request.prepare()
+
+    def send(self, request: requests.PreparedRequest) -> requests.Response:
+        """Send a request as it is."""
+        with requests.Session() as session:
+            answer = session.send(request, timeout=30)
+        if self.on_response:
+            self.on_response(answer)
+        return answer
 
     def call(self, method: str, path: str, body: Any = None, key: tuple[str, str] | None = None) -> requests.Response:
         """One signed request; `path` starts with /v2 or /pgherd."""
         url = self.endpoint.removesuffix("/v2") + path
-        with requests.Session() as session:
-            return session.send(self.sign(requests.Request(method, url, json=body), key), timeout=30)
+        return self.send(self.sign(requests.Request(method, url, json=body), key))
 
     def finished(self, operation: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
         """Poll an operation until it ended."""
