@@ -201,7 +201,7 @@ def observing(cut: str, *, size: bool) -> str:
     )
     return f"""
     SELECT json_build_object(
-      'version', current_setting('server_version'),
+      'version', split_part(current_setting('server_version'), ' ', 1),
       'config', coalesce(current_setting('pgherd.config', true), ''),
       'restart', coalesce(current_setting('pgherd.restart', true), '0')::int,
       'databases', (SELECT coalesce(json_agg(datname ORDER BY datname), '[]') FROM
