@@ -321,6 +321,7 @@ class Agent:
 
 def run(settings: Settings) -> None:
     """Be the agent of this host until SIGTERM."""
+    os.umask(0o022)  # the supervisor's 077 would keep the services out of the directories that hold theirs
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     failpoints.name_process("agent")
     agent = Agent(settings, PostgresLink(_conninfo(settings), settings.host))
