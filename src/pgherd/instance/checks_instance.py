@@ -48,9 +48,7 @@ def processes(settings: Settings, home: Home, supervisor: Supervisor) -> Iterato
         if not state.up:
             yield Finding("broken", name, f"does not run ({state.deaths} ends so far)", f"Read {log}, then `make up`.")
         elif state.waiting:
-            yield Finding(
-                "warning", name, "an older copy lives and the new one waits", "Passes by itself; else `pgherd restart`."
-            )
+            yield Finding("note", name, "runs since before its supervisor was killed; the next one waits for its end")
         elif state.deaths:
             yield Finding(
                 "warning", name, f"runs for {state.since} s, ended {state.deaths} times before", f"Read {log}."

@@ -171,7 +171,7 @@ def summary(settings: Settings, program: str) -> str:
     """What `up` says at its end."""
     home = Home(settings.root)
     kind, present = installed(home)
-    at_boot = f"at boot:      nothing starts it; `make boot-unit` changes that ({kind})\n" if kind and not present else ""
+    at_boot = "at boot:      nothing starts it; `make boot-unit` changes that\n" if kind and not present else ""
     return (
         f"pgherd is up: {credentials.endpoint(settings)} (zone {settings.zone})\n"
         f"credentials:  {home.credentials}\n"
