@@ -93,7 +93,8 @@ def _run_internal(name: str, argv: list[str]) -> int:
 def main() -> int:
     """Dispatch by the first word; the daemons import nothing of the CLI."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in _DAEMONS or name in _INTERNAL:
+    call = name == "api" and "PGHERD_SUPERVISED" not in os.environ  # `pgherd api OPERATION-ID` of the CLI
+    if (name in _DAEMONS or name in _INTERNAL) and not call:
         return _run_internal(name, sys.argv[2:])
     from pgherd.instance.commands import COMMANDS, run
 

@@ -18,6 +18,7 @@ from pgherd.instance.accounts import Accounts, accounts, ensure_accounts, run_as
 from pgherd.instance.api_probe import ensure_port_free, wait_for_api
 from pgherd.instance.boot_unit import installed
 from pgherd.instance.layout import ensure_layout
+from pgherd.instance.leftovers import await_none
 from pgherd.instance.metadata import NAME as METADATA
 from pgherd.instance.metadata import Metadata
 from pgherd.instance.processes import NAMES, Fingerprint, services, supervisor_of
@@ -66,6 +67,7 @@ def down(environ: Mapping[str, str], say: Say) -> None:
     with _alone(home):
         supervisor = supervisor_of(home, who)
         supervisor.stop_scanner(first=NAMES, last=(METADATA,), wait=90)
+        await_none(home, say)
 
 
 def restart(environ: Mapping[str, str], say: Say) -> None:
