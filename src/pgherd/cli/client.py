@@ -34,13 +34,13 @@ class Api:
             wanted = " ".join(name.upper() for name in names) or "none"
             raise CliError(Exit.USAGE, f"{operation_id} takes as path parameters: {wanted}; given: {len(path)}.")
         where = route["path"].format(**{name: quote(value, safe="") for name, value in zip(names, path, strict=True)})
-        return self._send(route["verb"], self.credentials.url + where, body)
+        return self._send(route["verb"], self.credentials.url + where, body, *path[:1])
 
     def own(self, method: str, *path: str, body: Any = None) -> Any:
         """Call one of pgherd's own resources under /pgherd/v1. Raises CliError."""
         return self._send(method, "/".join([self.credentials.own_url, *(quote(part, safe="") for part in path)]), body)
 
-    def _send(self, method: str, url: str, body: Any) -> Any:
+    def _send(self, method: str, url: str, body: Any, subject: str = "NAME") -> Any:
         import requests
 
         sent = {} if body is None else {"json": body}
@@ -52,7 +52,7 @@ class Api:
             raise _unreachable(self.credentials, plain_cause(error)) from None
         if answer.status_code >= 400:
             message = message_of(answer.status_code, answer.text)
-            raise CliError(code_of(answer.status_code), message, hint_for(answer.status_code, message))
+            raise CliError(code_of(answer.status_code), message, hint_for(answer.status_code, message, subject))
         try:
             return answer.json()
         except ValueError:

@@ -37,15 +37,15 @@ def code_of(status: int) -> Exit:
     return Exit.UNREACHABLE
 
 
-def hint_for(status: int, message: str) -> str:
-    """What to do about a refusal, where we know it."""
+def hint_for(status: int, message: str, subject: str = "NAME") -> str:
+    """What to do about a refusal, where we know it; `subject` is the name that the request was about."""
     text = message.lower()
     if status == 403 and "signature" in text:
         return 'The key or secret is wrong here. Try: eval "$(pgherd env)"'
     if "protected against termination" in text:
-        return "Lift it first: pgherd service update NAME --no-termination-protection"
+        return f"Lift it first: pgherd service update {subject} --no-termination-protection"
     if "service name is already taken" in text:
-        return "Look at it: pgherd service show NAME"
+        return f"Look at it: pgherd service show {subject}"
     if status == 404 and "service does not exist" in text:
         return "See what exists: pgherd service list"
     if status >= 500:
