@@ -147,18 +147,12 @@ def boot(home: Home) -> Iterator[Finding]:
 
 
 def node_ports(home: Home) -> set[int]:
-    """Ports of this instance's own services; empty when this user may not read their files."""
+    """Ports of this instance's own services; empty when this user may not read the agent's files."""
     found = set()
-    for path in home.nodes.glob("*/node.json"):
+    for path in (home.agent / "specs").glob("*.json"):
         try:
-            found |= _ports(json.loads(path.read_text()))
-        except (OSError, ValueError):
+            port = int(json.loads(path.read_text())["spec"]["port"])
+        except (OSError, ValueError, KeyError, TypeError):
             continue
+        found |= set(range(port, port + 4))
     return found
-
-
-def _ports(value: object) -> set[int]:
-    if isinstance(value, dict):
-        own = {value["port"]} if isinstance(value.get("port"), int) else set()
-        return own.union(*(_ports(v) for v in value.values()))
-    return set()
