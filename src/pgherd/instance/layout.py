@@ -12,7 +12,7 @@ from pgherd.home import Home
 from pgherd.instance.accounts import Accounts, ids
 
 #: A unix socket's whole path holds at most 107 bytes; the longest of ours lies this far below the home directory.
-_LONGEST_SOCKET = "/metadata/run/.s.PGSQL.5432"
+_LONGEST_SOCKET = "/nodes/00000000-0000-0000-0000-000000000000/run/.s.PGSQL.29999"
 
 
 def ensure_layout(home: Home, who: Accounts) -> None:
@@ -20,7 +20,8 @@ def ensure_layout(home: Home, who: Accounts) -> None:
     if not re.fullmatch(r"/[\w./@+-]*", str(home.root), re.ASCII):
         raise Incorrect("Setting home must be an absolute path of letters, digits and . _ / @ + - alone.")
     if len(os.fsencode(str(home.root) + _LONGEST_SOCKET)) > 107:
-        raise Incorrect("Setting home is too long a path for unix sockets; choose a shorter one.")
+        most = 107 - len(_LONGEST_SOCKET)
+        raise Incorrect(f"Setting home is too long for the services' sockets: at most {most} characters. Set PGHERD_HOME.")
     root = (os.geteuid(), os.getegid())
     _ensure_parents(home.root, who)
     control, database = ids(who.control), ids(who.database)
