@@ -21,7 +21,9 @@ def ensure_layout(home: Home, who: Accounts) -> None:
         raise Incorrect("Setting home must be an absolute path of letters, digits and . _ / @ + - alone.")
     if len(os.fsencode(str(home.root) + _LONGEST_SOCKET)) > 107:
         most = 107 - len(_LONGEST_SOCKET)
-        raise Incorrect(f"Setting home is too long for the services' sockets: at most {most} characters. Set PGHERD_HOME.")
+        raise Incorrect(
+            f"Setting home is too long for the services' sockets (at most {most} characters); set PGHERD_HOME."
+        )
     root = (os.geteuid(), os.getegid())
     _ensure_parents(home.root, who)
     control, database = ids(who.control), ids(who.database)
