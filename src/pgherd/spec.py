@@ -82,7 +82,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
     `generation` is that of the spec the node was last converged to, and `restart` its number; both are
     the spec's only after its whole effect is in force. `reason` says why a `failed` or `starting` node
-    is not running. `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes.
+    is not running. `refused` is a generation that will not come into force however often it is tried, with
+    `reason`; 0: none. `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes.
     """
 
     node_id: str
@@ -90,6 +91,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     state: NodeState
     step: str = ""
     reason: str = ""
+    refused: int = 0
     version: str = ""
     restart: int = 0
     databases: list[str] = []

@@ -8,6 +8,7 @@ A directory holds `slot.json` (root's record of its OS user and of what initdb d
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -21,6 +22,8 @@ from pgherd.drivers.os_users import OsUsers
 from pgherd.drivers.postgres import Cluster, Program
 from pgherd.errors import HostFault
 from pgherd.unprivileged import Account
+
+log = logging.getLogger("pgherd.agent")
 
 _MAKING = ".making-"
 
@@ -65,10 +68,12 @@ class Slots:
         return False
 
     def clean(self) -> None:
-        """Delete what an agent left that died while it made or deleted a directory."""
-        with contextlib.suppress(FileNotFoundError):
-            for path in self._warm.glob(f"{_MAKING}*"):
+        """Delete what an agent left that died while it made or deleted a directory; what resists is reported."""
+        for path in self._warm.glob(f"{_MAKING}*"):
+            try:
                 self.discard(path)
+            except (HostFault, OSError) as error:
+                log.error("%s is left: %s", path.name, error)
 
     def discard(self, directory: Path) -> None:
         """Delete a directory, what its user's processes are and left elsewhere, and its OS user. May run again."""

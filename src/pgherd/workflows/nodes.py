@@ -22,7 +22,7 @@ from pgherd.workflows.run import Run
 
 
 class NodeFailed(Fault):
-    """PostgreSQL of a node does not start."""
+    """A node cannot run under its spec; trying again does not help."""
 
 
 def service_row(tx: Transaction, run: Run) -> DictRow:
@@ -133,10 +133,10 @@ def nodes_in_force(run: Run) -> str | None:
         nodes = tx.rows("nodes", service_id=run.service)
     for node in nodes:
         status: dict[str, Any] = node["status"] or {}
+        if status.get("refused", 0) >= node["generation"]:
+            raise NodeFailed(f"Node {node['name']}: {_clean(status['reason'])}")
         if status.get("generation", -1) < node["generation"]:
-            return f"{node['name']}: {status.get('step') or 'waits for its host'}"
-        if status["state"] == "failed":
-            raise NodeFailed(f"PostgreSQL of node {node['name']} does not start: {_clean(status['reason'])}")
+            return f"{node['name']}: {status.get('reason') or status.get('step') or 'waits for its host'}"
         if status["state"] != "running" or status["restart"] != node["restart"]:
             return f"{node['name']}: {status['state']} {status.get('step', '')}"
     return None
