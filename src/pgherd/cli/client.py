@@ -5,6 +5,7 @@ Importing the SDK takes a quarter of a second, so it happens when an `Api` is ma
 
 from __future__ import annotations
 
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -13,18 +14,20 @@ from pgherd.cli.credentials import Credentials
 from pgherd.cli.outcome import CliError, Exit, code_of, hint_for
 
 TIMEOUT = (5.0, 90.0)  # seconds to connect, and without a byte of an answer
+#: Seconds before a request is sent again, as while `pgherd restart` runs.
+RETRIES = (0.2, 0.5, 1.0)
 
 
 class Api:
-    """One API with one key."""
+    """One API with one key. Unless `patient`, a request that meets no API is not sent again."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, *, patient: bool = True) -> None:
         from exoscale.api.v2 import Client  # type: ignore[import-untyped]
 
         self.credentials = credentials
         self._client = Client(credentials.key, credentials.secret, url=credentials.url)
         self._session = self._client.http_client
-        _bound(self._session, credentials.host)
+        self._retries = RETRIES if patient else ()
 
     def call(self, operation_id: str, *path: str, body: Any = None) -> Any:
         """Call an operation of the contract with its path parameters in order. Raises CliError."""
@@ -38,16 +41,22 @@ class Api:
 
     def own(self, method: str, *path: str, body: Any = None) -> Any:
         """Call one of pgherd's own resources under /pgherd/v1. Raises CliError."""
-        return self._send(method, "/".join([self.credentials.own_url, *(quote(part, safe="") for part in path)]), body)
+        url = "/".join([self.credentials.own_url, *(quote(part, safe="") for part in path)])
+        return self._send(method, url, body, repeatable=method == "GET")
 
-    def _send(self, method: str, url: str, body: Any, subject: str = "NAME") -> Any:
+    def _send(self, method: str, url: str, body: Any, subject: str = "NAME", *, repeatable: bool = True) -> Any:
         import requests
 
-        sent = {} if body is None else {"json": body}
+        request = self._session.prepare_request(requests.Request(method.upper(), url, json=body))
         try:
-            answer = self._session.request(method.upper(), url, **sent)
+            answer = self._answer(request, repeatable)
         except requests.Timeout:
             raise _unreachable(self.credentials, "it does not answer in time") from None
+        except requests.exceptions.SSLError as error:
+            hint = "If the API has a CA of its own, name its PEM file in REQUESTS_CA_BUNDLE."
+            raise CliError(
+                Exit.UNREACHABLE, f"No TLS with {self.credentials.endpoint}: {plain_cause(error)}.", hint
+            ) from None
         except requests.RequestException as error:
             raise _unreachable(self.credentials, plain_cause(error)) from None
         if answer.status_code >= 400:
@@ -60,10 +69,34 @@ class Api:
                 Exit.UNREACHABLE, f"{self.credentials.endpoint} answers, but not as this API does: no JSON."
             ) from None
 
+    def _answer(self, request: Any, repeatable: bool) -> Any:
+        """Send a signed request, and the same again while the API is away.
 
-def connect() -> Api:
+        The API knows a request of the contract by its signature, so that one which it has accepted already
+        gets the same operation. Others are sent again only when no connection was made.
+        """
+        import requests
+
+        local = self.credentials.host in ("localhost", "::1") or self.credentials.host.startswith("127.")
+        proxies = {"no_proxy": self.credentials.host} if local else {}
+        chosen = self._session.merge_environment_settings(request.url, proxies, False, None, None)
+        for pause in (*self._retries, None):
+            try:
+                answer = self._session.send(request, timeout=TIMEOUT, allow_redirects=False, **chosen)
+                if answer.status_code != 503 or not repeatable or pause is None:
+                    return answer
+            except (requests.Timeout, requests.exceptions.SSLError):
+                raise
+            except requests.ConnectionError as error:
+                if pause is None or not (repeatable or isinstance(cause_of(error), ConnectionRefusedError)):
+                    raise
+            time.sleep(pause)
+        raise AssertionError("the last round returns or raises")
+
+
+def connect(*, patient: bool = True) -> Api:
     """The API that the environment or this machine's instance names. Raises CliError."""
-    return Api(sources.find())
+    return Api(sources.find(), patient=patient)
 
 
 def operations() -> dict[str, dict[str, Any]]:
@@ -112,32 +145,21 @@ def message_of(status: int, text: str) -> str:
     return f"The API answered with status {status}."
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """The innermost cause of a connection error, below the layers of the HTTP library."""
+    inner = error.__cause__ or error.__context__
+    return error if inner is None else cause_of(inner)
+
+
 def plain_cause(error: BaseException) -> str:
-    """The innermost cause of a connection error, without the layers of the HTTP library."""
-    seen: BaseException = error
-    while True:
-        inner = seen.__cause__ or seen.__context__
-        if inner is None:
-            break
-        seen = inner
-    if isinstance(seen, OSError) and seen.strerror:
-        return seen.strerror.lower()
-    return str(seen) or type(seen).__name__
+    """The innermost cause in words."""
+    cause = cause_of(error)
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    return str(cause) or type(cause).__name__
 
 
 def _unreachable(credentials: Credentials, why: str) -> CliError:
     local = credentials.host in ("localhost", "127.0.0.1", "::1")
     hint = "Start it with `make up` (or `pgherd up`); `pgherd doctor` looks for what is wrong." if local else ""
     return CliError(Exit.UNREACHABLE, f"Cannot reach the API at {credentials.endpoint}: {why}.", hint)
-
-
-def _bound(session: Any, host: str) -> None:
-    """Give every request of a session a time limit, and keep a loopback API away from proxies."""
-    send = session.request
-    local = host in ("localhost", "::1") or host.startswith("127.")
-    extra: dict[str, Any] = {"proxies": {"no_proxy": host}} if local else {}
-
-    def request(method: str, url: str, **given: Any) -> Any:
-        return send(method, url, **{"timeout": TIMEOUT, "allow_redirects": False, **extra, **given})
-
-    session.request = request

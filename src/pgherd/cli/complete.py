@@ -35,6 +35,6 @@ def _ask(operation_id: str, field: str, *path: str) -> list[Any]:
     from pgherd.cli.client import connect
 
     try:
-        return list(connect().call(operation_id, *path).get(field) or [])
+        return list(connect(patient=False).call(operation_id, *path).get(field) or [])
     except CliError:
         return []
