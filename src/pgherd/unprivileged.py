@@ -48,16 +48,20 @@ def run(
     timeout: float = 30,
     limit: int = 1 << 20,
     env: dict[str, str] | None = None,
-    cwd: str = "/",
+    memory: int | None = None,
 ) -> Answer:
     """Run `argv` as `account` (None: as the caller) for at most `timeout` seconds and `limit` bytes of answer.
 
-    Raises HostFault when it does not end in time or answers more; its exit code is the caller's to judge.
+    `memory` bounds its address space in bytes. Raises HostFault when it does not end in time or answers more;
+    its exit code is the caller's to judge.
     """
-    command = [*(prefix(account.uid, account.gid) if account else []), *argv]
+    bounds = [] if memory is None else ["prlimit", f"--as={memory}"]
+    identity = prefix(account.uid, account.gid)[1:] if account else []
+    # Whoever kills us ends the program too: nobody would wait for it, and the next run begins anew.
+    command = [*bounds, "setpriv", "--pdeathsig", "KILL", *identity, *argv]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=_ENVIRONMENT | (env or {}), cwd=cwd, start_new_session=True, umask=0o077,
+        env=_ENVIRONMENT | (env or {}), cwd="/", start_new_session=True, umask=0o077,
     )  # fmt: skip
     try:
         return _converse(process, argv[0], stdin, time.monotonic() + timeout, limit)

@@ -23,6 +23,7 @@ import psycopg
 import pytest
 
 from pgherd import sealing
+from pgherd.agent import agent as agent_module
 from pgherd.agent.agent import Agent
 from pgherd.agent.link import Bell
 from pgherd.drivers import os_users
@@ -94,8 +95,9 @@ class RunningHost:
         public = sealing.public_key(self.agent.host.private_key)
         certificate, key = _certificate(self.home)
         spec = NodeSpec(
-            node_id=secrets.token_hex(8), service_id="s", generation=1, node_name="a-1", desired="running", version="15",
-            port=_free_port(), memory=Memory(16, 64, 16, 4), max_connections=25, settings={}, ip_filter=[], loopback=True,
+            node_id=secrets.token_hex(8), service_id="s", generation=1, node_name="a-1", desired="running",
+            version="15", port=_free_port(), memory=Memory(16, 64, 16, 4), max_connections=25, settings={},
+            ip_filter=[], loopback=True,
             admin=Admin("avnadmin", sealing.seal(public, verifier(PASSWORD))),
             tls=Tls(certificate, sealing.seal(public, key)), disk_bytes=8 << 30,
         )  # fmt: skip
@@ -109,8 +111,12 @@ class RunningHost:
 
     def until(self, spec: NodeSpec, reached: Callable[[NodeStatus], bool], seconds: float = 30) -> NodeStatus:
         """Wait for a status of this node."""
-        return until(lambda: (s := self.link.statuses.get(spec.node_id)) is not None and reached(s) and s, seconds, lambda: (
-            f"last status: {self.link.statuses.get(spec.node_id)}"))
+
+        def wanted() -> NodeStatus | None:
+            status = self.link.statuses.get(spec.node_id)
+            return status if status is not None and reached(status) else None
+
+        return until(wanted, seconds, lambda: f"last status: {self.link.statuses.get(spec.node_id)}")
 
     def until_in_force(self, spec: NodeSpec, seconds: float = 30) -> NodeStatus:
         """Wait until the agent says that this spec is in force."""
@@ -126,10 +132,11 @@ class RunningHost:
     def directory(self, spec: NodeSpec) -> Path:
         return self.home / "nodes" / spec.node_id
 
-    def connect(self, spec: NodeSpec, dbname: str = "defaultdb", user: str = "avnadmin", **more: Any) -> psycopg.Connection[Any]:
+    def connect(self, spec: NodeSpec, **more: Any) -> psycopg.Connection[Any]:
         """As a tenant does, over TLS."""
-        given = {"host": "127.0.0.1", "port": spec.port, "password": PASSWORD, "sslmode": "require", "connect_timeout": 5}
-        return psycopg.connect(dbname=dbname, user=user, autocommit=True, **(given | more))
+        given = {"host": "127.0.0.1", "port": spec.port, "sslmode": "require", "connect_timeout": 5}
+        given |= {"dbname": "defaultdb", "user": "avnadmin", "password": PASSWORD}
+        return psycopg.connect(autocommit=True, **(given | more))
 
     def account(self, spec: NodeSpec) -> Any:
         return self.agent.slots.account(self.directory(spec))
@@ -206,15 +213,18 @@ def new_home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[RunningHost]:
-    """One agent for the tests of a module, which use nodes of their own."""
+    """One agent for the tests of a module, which use nodes of their own; it looks at them every second."""
+    usual, agent_module._LOOK_EVERY = agent_module._LOOK_EVERY, 1.0
     home = Path(tempfile.mkdtemp(prefix="pgherd-real-", dir="/var/tmp"))
     home.chmod(0o755)
     _ensure_log_user()
     running = RunningHost(home)
     yield running
     running.close()
+    agent_module._LOOK_EVERY = usual
 
 
 def _ensure_log_user() -> None:
     if os.geteuid() == 0 and os_users.find("pgherd-log") is None:
-        subprocess.run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "pgherd-log"], check=True)
+        argv = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "pgherd-log"]
+        subprocess.run(argv, check=True)

@@ -20,13 +20,13 @@ import msgspec
 
 from pgherd import failpoints, sealing
 from pgherd.agent import report, warm
-from pgherd.agent.converge import Broken, Convergence, Host, service_name, status_of, write_private
+from pgherd.agent.converge import Broken, Convergence, Host, Refused, service_name, status_of, write_private
 from pgherd.agent.link import Link, PostgresLink
 from pgherd.drivers import postgres
 from pgherd.drivers.os_users import OsUsers
 from pgherd.drivers.postgres import NotReady, Observation
 from pgherd.drivers.supervisor import Supervisor
-from pgherd.errors import Fault, Interrupted, PgherdError, Unavailable
+from pgherd.errors import Fault, Interrupted, PgherdError, Unavailable, Unsupported
 from pgherd.home import Home
 from pgherd.settings import Settings
 from pgherd.spec import HostFacts, NodeSpec, NodeState, NodeStatus
@@ -84,9 +84,8 @@ class Agent:
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="node")
         self._refilling: threading.Thread | None = None
-        self._quiet_since = time.monotonic()
         self._facts: HostFacts | None = None
-        self._ask_at = self._facts_at = 0.0
+        self._ask_at = self._facts_at = self._refill_at = 0.0
 
     # --- main thread ---------------------------------------------------------------------------------------
 
@@ -166,7 +165,6 @@ class Agent:
         for node in self.nodes.values():
             if not node.busy and node.due <= now:
                 node.busy = True
-                self._quiet_since = now
                 self._pool.submit(self._look_after, node)
 
     def _refill(self) -> None:
@@ -175,16 +173,18 @@ class Agent:
         if program is None or (self._refilling is not None and self._refilling.is_alive()):
             return
         working = any(n.busy and n.converged != n.spec.generation for n in self.nodes.values())
-        if working or self._stopping.is_set():
+        if working or self._stopping.is_set() or time.monotonic() < self._refill_at:
             return
 
         def refill() -> None:
             try:
                 if self.slots.refill(program, self.settings.warm_pool):
                     self.link.wake()
+                else:
+                    self._refill_at = time.monotonic() + 1
             except (PgherdError, OSError) as error:
                 log.error("The warm pool: %s", error)
-                self._stopping.wait(5)
+                self._refill_at = time.monotonic() + _RETRY_BROKEN
 
         self._refilling = threading.Thread(target=refill, name="warm", daemon=True)
         self._refilling.start()
@@ -272,6 +272,7 @@ class Agent:
         status = msgspec.structs.replace(
             old, generation=node.converged, state=state, step=convergence.step if convergence else "",
             reason=report.clean(message, self.home.root), observed_at=report.now(),
+            refused=spec.generation if isinstance(error, Broken | Refused | Unsupported) else 0,
         )  # fmt: skip
         pause = {"starting": _RETRY, "running": _LOOK_EVERY}.get(state, _RETRY_BROKEN)
         # What stopped or absent lacks is mostly time: a backend that has not ended, a busy /etc/passwd.

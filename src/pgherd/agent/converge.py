@@ -189,6 +189,9 @@ class Convergence:
 
     def _ensure_started(self) -> None:
         deadline = time.monotonic() + _START_PATIENCE
+        # PostgreSQL itself would start as long as one of its addresses is free, and not be reached on the others.
+        if self.spec.port in report.listening_ports() and not self.host.supervisor.lives(self.service):
+            raise Broken(f"Another program listens on port {self.spec.port}.")
         with self.host.starting:
             self.host.supervisor.up(self.service)
             with contextlib.suppress(NotReady):

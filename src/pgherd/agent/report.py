@@ -24,7 +24,7 @@ def now() -> str:
 def clean(text: str, home: Path) -> str:
     """One line that may be shown to a tenant: bounded, printable, without the host's paths."""
     text = re.sub(rf"{re.escape(str(home))}[^\s\"':,]*/", "", text)
-    text = re.sub(r"[^\x20-\x7e\u00a1-\uffff]+", " ", text).strip()
+    text = re.sub(r"[^\x21-\x7e\u00a1-\uffff]+", " ", text).strip()
     return text if len(text) <= _MOST else text[: _MOST - 1] + "…"
 
 
@@ -36,12 +36,13 @@ def describe(error: BaseException, home: Path) -> str:
 
 
 def last_words(lines: Iterable[str], home: Path) -> str:
-    """The last FATAL or PANIC of the server itself (a client's carries its user), else the last line of the log."""
+    """The last FATAL or PANIC of the server itself (a client's carries its user), else what the program said last."""
     last = fatal = ""
     for line in lines:
         # s6-log writes a time before each line, PostgreSQL another one with its pid.
         line = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+\s+", "", line)
-        last = line.strip() or last
+        # Before its log is open, a program says its name and then as many lines as it likes.
+        last = line.strip() if re.match(r"\w+: |.*\bLOG: ", line) else f"{last} {line.strip()}"
         if (found := re.search(r"\b(?:FATAL|PANIC): .*", line)) and not re.search(r"user=\w", line[: found.start()]):
             fatal = found[0]
     return clean(fatal or last, home)

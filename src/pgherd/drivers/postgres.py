@@ -25,6 +25,7 @@ BAKE = 1
 #: Locales of a new cluster, the first that the host has; the hosted service has the first one. C.UTF-8 sorts by
 #: code point but knows letters; both need no package.
 LOCALES = ("en_US.UTF-8", "C.UTF-8", "C")
+_PSQL_MEMORY = 192 << 20  # bytes; a forged server could fill the memory with one answer
 _DEFAULT_PLACE = "/usr/lib/postgresql"
 _OPTIONS = {
     "search_path": "pg_catalog",
@@ -181,10 +182,12 @@ def psql(cluster: Cluster, script: str, *, timeout: float = 8, limit: int = 4 <<
     argv = [f"{cluster.program.bin}/psql", "-XqAtw", "-v", "ON_ERROR_STOP=1"]
     env = {
         "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in _OPTIONS.items()),
-        "PGAPPNAME": "pgherd", "PGCONNECT_TIMEOUT": "5", "PGGSSENCMODE": "disable", "PGSSLMODE": "disable",
+        "PGAPPNAME": "pgherd", "PGCONNECT_TIMEOUT": "3", "PGGSSENCMODE": "disable", "PGSSLMODE": "disable",
     }  # fmt: skip
     argv += ["-h", str(cluster.run), "-p", str(cluster.port), "-U", "postgres", "-d", "postgres"]
-    answer = unprivileged.run(cluster.account, argv, stdin=script.encode(), timeout=timeout, limit=limit, env=env)
+    answer = unprivileged.run(
+        cluster.account, argv, stdin=script.encode(), timeout=timeout, limit=limit, env=env, memory=_PSQL_MEMORY
+    )
     if answer.code == 0:
         return answer.out.decode(errors="replace")
     said = answer.err.strip()[:1000]

@@ -264,6 +264,10 @@ class Supervisor:
             deaths=_recent(deaths.stdout), waiting=up and self._waits(directory, pid),
         )  # fmt: skip
 
+    def lives(self, name: str) -> bool:
+        """Whether the service's process, an older copy of it or a child of either lives, supervised or not."""
+        return not _lock_free(self._scan / name / "lock")
+
     def last_lines(self, name: str, size: int = 16384) -> list[str]:
         """The last lines of a service's log, from at most `size` bytes, without s6-log's time stamps."""
         try:
