@@ -115,6 +115,19 @@ def test_organizations_and_keys(instance: Instance) -> None:
     assert cli(instance, "host", "list").returncode == 0
 
 
+def test_a_restart_disturbs_nobody(instance: Instance) -> None:
+    name = fresh()
+    restart = [str(instance.program), "restart"]
+    with subprocess.Popen(
+        restart, env=instance.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as restarting:
+        made = cli(instance, "service", "create", name, "--plan", "hobbyist-2")
+        assert made.returncode == 0, made.stderr
+        deleted = cli(instance, "service", "delete", name, "--yes")
+        assert deleted.returncode == 0, deleted.stderr
+    assert restarting.returncode == 0
+
+
 def test_help_is_quick() -> None:
     """The SDK and rich are not imported before they are needed: that is what makes help quick."""
     code = (
