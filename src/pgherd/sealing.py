@@ -38,7 +38,9 @@ def seal(public: str, text: str) -> str:
     target = base64.b64decode(public)
     shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(target))
     nonce = os.urandom(12)
-    return base64.b64encode(shown + nonce + _cipher(shared, shown + target).encrypt(nonce, text.encode(), None)).decode()
+    return base64.b64encode(
+        shown + nonce + _cipher(shared, shown + target).encrypt(nonce, text.encode(), None)
+    ).decode()
 
 
 def unseal(private: bytes, sealed: str) -> str:

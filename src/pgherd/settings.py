@@ -35,7 +35,9 @@ class Settings:
         "", "host in a service's URI; empty: the advertised host; may hold {service} and {org}"
     )
     public_url: str = _setting("", "URL of the API that GET /zone gives, ending in /v2; empty: made from `listen`")
-    service_ports: str = _setting("21600-29999", "ports of services, FIRST-LAST below 32768; each takes a block of four")
+    service_ports: str = _setting(
+        "21600-29999", "ports of services, FIRST-LAST below 32768; each takes a block of four"
+    )
     port_rest_seconds: int = _setting(600, "seconds before the ports of a deleted service are used again")
     database_url: str = _setting(
         "", "metadata PostgreSQL; empty: a private one under the home directory, unix socket only", secret=True

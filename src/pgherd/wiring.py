@@ -107,5 +107,3 @@ def run_worker(settings: Settings) -> None:
     app = App(settings, Db(url, 4), Vault(key_file(settings)), Wakeups(url))
     logging.getLogger("procrastinate").setLevel(logging.WARNING)
     work(app, url, Rounds(app))
-
-

@@ -26,6 +26,27 @@ CHECKOUT = Path(__file__).parents[2]
 ROOTED = os.geteuid() == 0
 
 
+#: Where the session's one build of the release lies; every instance gets it by hard links.
+BUILT = "PYTEST_PGHERD_BUILT"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Build the release once, in the process that starts the others, when whole instances may be started."""
+    if hasattr(config, "workerinput") or config.option.collectonly or BUILT in os.environ:
+        return
+    if [arg for arg in config.args if "unit" not in arg and "real" not in arg]:
+        os.environ[BUILT] = tempfile.mkdtemp(prefix="pgherd-built-")
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PGHERD_")}
+        env["PGHERD_HOME"] = os.environ[BUILT]
+        subprocess.run(["sh", "install/release.sh"], cwd=CHECKOUT, env=env, check=True, stdout=subprocess.DEVNULL)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the build."""
+    if not hasattr(config, "workerinput") and BUILT in os.environ:
+        shutil.rmtree(os.environ.pop(BUILT), ignore_errors=True)
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on now."""
     with socket.socket() as probe:
@@ -76,6 +97,8 @@ class Instance:
             self.failpoints.mkdir()
             self.failpoints.chmod(0o777)
             self.env["PGHERD_FAILPOINTS"] = str(self.failpoints)
+        if built := os.environ.get(BUILT):
+            subprocess.run(["cp", "-al", f"{built}/releases", str(self.home)], check=True)
         made = subprocess.run(
             ["sh", "install/release.sh"], cwd=CHECKOUT, env=self.env, check=True, capture_output=True, text=True
         )
@@ -84,7 +107,13 @@ class Instance:
     def run(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run `pgherd ARGV` of the installed release."""
         done = subprocess.run(
-            [str(self.program), *argv], env=self.env, capture_output=True, text=True, timeout=180, check=False, **options
+            [str(self.program), *argv],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+            **options,
         )
         if check and done.returncode:
             pytest.fail(f"pgherd {' '.join(argv)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
@@ -160,7 +189,13 @@ class Instance:
         secret = client.reveal_dbaas_postgres_user_password(service_name=name, username=params["user"])
         ca = self.home / "test-ca.pem"
         ca.write_text(client.get_dbaas_ca_certificate()["certificate"])
-        parts = {**params, "password": secret["password"], "sslmode": "verify-full", "sslrootcert": str(ca), **overrides}
+        parts = {
+            **params,
+            "password": secret["password"],
+            "sslmode": "verify-full",
+            "sslrootcert": str(ca),
+            **overrides,
+        }
         return psycopg.conninfo.make_conninfo(**parts, connect_timeout="5")
 
     def sql(self, name: str, statement: str, **overrides: str) -> list[tuple[Any, ...]]:

@@ -56,9 +56,7 @@ def service(row: DictRow, settings: Settings, organization: str) -> dict[str, An
     shown_host = f"[{host}]" if ":" in host else host
     uri = f"postgres://{quote(wish.admin, safe='')}@{shown_host}:{port}/{DEFAULT_DATABASE}?sslmode=require"
     host_memory = nodes[0]["host_memory"] if nodes and nodes[0]["host_memory"] else plan.memory_bytes
-    effective = memory(
-        plan, host_memory, settings.memory_cap_percent, wish.work_mem, wish.shared_buffers_percentage
-    )
+    effective = memory(plan, host_memory, settings.memory_cap_percent, wish.work_mem, wish.shared_buffers_percentage)
     return common(row, settings, wish, plan) | {
         "backup-schedule": {"backup-hour": wish.backup.hour, "backup-minute": wish.backup.minute},
         "backups": [],

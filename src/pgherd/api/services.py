@@ -106,9 +106,7 @@ class Services:
 
     async def get(self, request: Request) -> object:
         """get-dbaas-service-pg"""
-        row = await self._db.row(
-            "views", organization_id=request.key.organization_id, name=request.params["name"]
-        )
+        row = await self._db.row("views", organization_id=request.key.organization_id, name=request.params["name"])
         if row is None:
             raise NotFound("Service does not exist")
         return render.service(row, self._settings, request.key.organization)

@@ -106,5 +106,3 @@ def _take_ports(app: App, tx: Transaction, service: UUID) -> int:
     port: int = row["first_port"]
     tx.run("take_port_block", first_port=port, service_id=service)
     return port
-
-

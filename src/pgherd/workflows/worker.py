@@ -36,8 +36,8 @@ WORKS: dict[str, Callable[[Run], None]] = {
     "delete": delete.carry_out,
 }
 
-HEARTBEAT = 5.0   # seconds between a worker's signs of life
-SILENCE = 20.0    # seconds without one until its jobs are given to others
+HEARTBEAT = 5.0  # seconds between a worker's signs of life
+SILENCE = 20.0  # seconds without one until its jobs are given to others
 MOST_SLOTS = 64
 
 
