@@ -23,6 +23,7 @@ boot-unit: .venv/.ready ## start the instance when this machine boots
 
 lint: .venv/.ready-dev ## ruff, mypy and the layers
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

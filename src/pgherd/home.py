@@ -1,4 +1,7 @@
-"""Where things lie under the home directory. As root, what services can write is only `nodes/*/data` and `nodes/*/run`."""
+"""Where things lie under the home directory.
+
+As root, what services can write is only `nodes/*/data` and `nodes/*/run`.
+"""
 
 from __future__ import annotations
 

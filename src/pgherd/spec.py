@@ -103,7 +103,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
 
 class HostFacts(msgspec.Struct, frozen=True):
-    """What a host says of itself. `versions` maps a major to the full installed version; `listeners` are ports that others listen on."""
+    """What a host says of itself.
+
+    `versions` maps a major to the full installed version; `listeners` are ports that others listen on.
+    """
 
     memory_bytes: int
     cores: int

@@ -166,10 +166,10 @@ def main() -> None:
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     text = (
-        "# Benchmarks\n\nWritten by `make bench`. The floor is the same work by hand in the same run: a directory that is already"
-        " initialised, started and asked once over TLS.\n\n"
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({processor}), {memory:.0f} GiB, Linux {platform.release()},"
-        f" {version.stdout.strip()}, load {os.getloadavg()[0]:.1f} at the end.\n\n"
+        "# Benchmarks\n\nWritten by `make bench`. The floor is the same work by hand in the same run: a directory"
+        " that is already initialised, started and asked once over TLS.\n\n"
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({processor}), {memory:.0f} GiB,"
+        f" Linux {platform.release()}, {version.stdout.strip()}, load {os.getloadavg()[0]:.1f} at the end.\n\n"
         "| what | pgherd | floor | ratio |\n|---|---|---|---|\n"
     )
     text += "".join(f"| {what} | {values} |\n" for what, values in rows)
