@@ -29,7 +29,8 @@ def test_the_admin_owns_its_database_and_nothing_of_the_platform(host: RunningHo
         connection.execute("CREATE DATABASE more")
         connection.execute("CREATE ROLE app LOGIN")
         row = connection.execute(
-            "SELECT rolsuper, rolreplication, (SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'public'),"
+            "SELECT rolsuper, rolreplication,"
+            " (SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'public'),"
             " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) FROM pg_roles WHERE rolname = current_user"
         ).fetchone()
     assert row == (False, False, "avnadmin", True)
