@@ -15,8 +15,8 @@ import msgspec
 import psycopg
 import pytest
 
-from pgherd.drivers import os_users
-from pgherd.drivers.supervisor import _processes
+from pgherd.drivers import os_users, postgres
+from pgherd.drivers.supervisor.processes import running
 from pgherd.spec import NodeSpec, NodeStatus
 from tests.plugins.host import RunningHost, until
 
@@ -141,7 +141,7 @@ def test_killed_supervisors_hurt_no_connection(process: AgentProcess, victims: l
         pid = process.host.postmaster(spec)
         scan = process.home / "s6"
         for name in victims:
-            for victim, cwd in list(_processes(name)):
+            for victim, cwd in list(running(name)):
                 if cwd == scan or scan in cwd.parents or name == "s6-log":
                     _kill_if_ours(victim, process.home)
         until(lambda: process.host.agent.supervisor.scanner_alive(), 10)
@@ -153,19 +153,36 @@ def test_killed_supervisors_hurt_no_connection(process: AgentProcess, victims: l
     until(lambda: _connects(process, spec), 10)
     process.until_in_force(process.wish(msgspec.structs.replace(spec, generation=2, restart=1)))
     process.until_in_force(process.wish(msgspec.structs.replace(spec, generation=3, desired="absent")))
-    until(lambda: not [1 for _, cwd in _processes("postgres") if process.host.directory(spec) in cwd.parents], 5)
+    until(lambda: not [1 for _, cwd in running("postgres") if process.host.directory(spec) in cwd.parents], 5)
 
 
 def test_an_adopted_node_restarts_cleanly(process: AgentProcess) -> None:
     spec = process.wish(process.host.spec())
     process.until_in_force(spec)
-    for victim, cwd in list(_processes("s6-supervise")):
+    for victim, cwd in list(running("s6-supervise")):
         if cwd == process.home / "s6" / f"node-{spec.node_id}":
             os.kill(victim, signal.SIGKILL)
     time.sleep(1.2)
     status = process.until_in_force(process.wish(msgspec.structs.replace(spec, generation=2, restart=1)))
     assert status.restart == 1
     process.until_in_force(process.wish(msgspec.structs.replace(spec, generation=3, desired="absent")))
+
+
+def test_what_a_dead_adopted_postmaster_left_does_not_block_its_successor(process: AgentProcess) -> None:
+    spec = process.wish(process.host.spec())
+    process.until_in_force(spec)
+    directory = process.host.directory(spec)
+    program = process.host.agent.programs[spec.version]
+    cluster = postgres.Cluster(program, directory, process.host.account(spec), spec.port)
+    # It inherits the lock of the service directory and outlives its postmaster.
+    postgres.psql(cluster, "COPY (SELECT 1) TO PROGRAM 'setsid sleep 300 >/dev/null 2>&1 &';")
+    for victim, cwd in list(running("s6-supervise")):
+        if cwd == process.home / "s6" / f"node-{spec.node_id}":
+            os.kill(victim, signal.SIGKILL)
+    time.sleep(1.2)
+    os.kill(process.host.postmaster(spec), signal.SIGKILL)
+    until(lambda: _connects(process, spec), 30)
+    process.until_in_force(process.wish(msgspec.structs.replace(spec, generation=2, desired="absent")))
 
 
 def _kill_if_ours(pid: int, home: Path) -> None:

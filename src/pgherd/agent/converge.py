@@ -219,6 +219,8 @@ class Convergence:
 
     def _give_up_if_broken(self) -> None:
         state = self.host.supervisor.state(self.service)
+        if state.waiting:
+            self.host.supervisor.free_stale_lock(self.service)
         if state.deaths >= _TRIES and state.since < 30:
             words = report.last_words(self.host.supervisor.last_lines(self.service), self.host.home.root)
             self.host.supervisor.down(self.service)

@@ -10,62 +10,26 @@ can write; a service's process is signalled under the service's own uid.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import pwd
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from pgherd import unprivileged
+from pgherd.drivers.supervisor import processes
+from pgherd.drivers.supervisor.service import Service, render
 from pgherd.errors import HostFault
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,100}")
 _MOST_SERVICES = "4000"
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-
-_FINISH = """#!/bin/sh
-# Ends what the main process left behind; an older copy that still lives (run waits for it) is left alone.
-cd {directory} || exit 0
-lock={directory}/lock
-holds() {{ for f in /proc/"$1"/fd/*; do [ "$f" -ef "$lock" ] && return 0; done; return 1; }}
-main=$(cat holder 2>/dev/null)
-if [ -n "$main" ] && holds "$main"; then exit 0; fi
-{clear}
-exit 0
-"""
-_CLEAR_BY_UID = "setpriv --reuid={uid} --regid={gid} --clear-groups /bin/sh -c 'kill -9 -1' 2>/dev/null"
-_CLEAR_BY_LOCK = """flock -n lock true && exit 0
-for p in /proc/[0-9]*; do
-  if holds "${{p#/proc/}}"; then {as_user}kill -9 "${{p#/proc/}}" 2>/dev/null; fi
-done"""
-
-
-@dataclass(frozen=True)
-class Service:
-    """One supervised process. `user`: whom to run as (root only; None: as the supervisor).
-
-    `own_user` says that no other service has this user, so that the end of the service ends every process
-    of it. `kill_after_ms`: SIGKILL that long after `down_signal`. `start`: start it when first written and at
-    each start of the scanner; False writes a `down` file, which `up` removes.
-    """
-
-    argv: Sequence[str]
-    user: str | None = None
-    env: dict[str, str] = field(default_factory=dict)
-    down_signal: str = "SIGTERM"
-    kill_after_ms: int = 10_000
-    oom_score_adj: int | None = None
-    start: bool = True
-    own_user: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +58,7 @@ class Supervisor:
 
     def scanner_alive(self) -> bool:
         """Whether an s6-svscan serves this directory."""
-        return _listens(self._scan / ".s6-svscan" / "control")
+        return processes.listens(self._scan / ".s6-svscan" / "control")
 
     def ensure_scanner(self) -> bool:
         """Start s6-svscan, detached, unless one lives; returns whether it did. Several may call it at once."""
@@ -110,7 +74,7 @@ class Supervisor:
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     env=_ENVIRONMENT, cwd="/", umask=0o022, check=True,
                 )  # fmt: skip
-            _until(self.scanner_alive, 10, "s6-svscan does not start")
+            processes.until(self.scanner_alive, 10, "s6-svscan does not start")
             return True
 
     def stop_scanner(self, first: Sequence[str] = (), last: Sequence[str] = (), wait: float = 60) -> None:
@@ -131,7 +95,7 @@ class Supervisor:
         for name in names:
             self._svc("-xd", self._scan / name / "log")
         subprocess.run(["s6-svscanctl", "-q", str(self._scan)], check=False, capture_output=True)
-        _until(lambda: not self.scanner_alive(), wait, "s6-svscan does not stop")
+        processes.until(lambda: not self.scanner_alive(), wait, "s6-svscan does not stop")
         self._dismiss_orphans()
         for name in names:
             self._clear_holders(self._scan / name / "log", 0)
@@ -162,7 +126,7 @@ class Supervisor:
             raise HostFault("A service's name is not acceptable.", detail=name)
         self._ensure_log_directory(name)
         target = self._scan / name
-        files = self._render(name, service)
+        files = render(target, self._logs / name, service, service.user if self._rooted else None, self._log_user)
         if (target / "run").exists():
             changed = [_replace(target / path, text, mode) for path, (text, mode) in files.items()]
             return any(changed)
@@ -266,7 +230,20 @@ class Supervisor:
 
     def lives(self, name: str) -> bool:
         """Whether the service's process, an older copy of it or a child of either lives, supervised or not."""
-        return not _lock_free(self._scan / name / "lock")
+        return not processes.lock_free(self._scan / name / "lock")
+
+    def free_stale_lock(self, name: str) -> None:
+        """End what an older copy's dead main process left, so that the copy which waits for the lock can go on."""
+        directory = self._scan / name
+        for _ in range(2):  # twice: a main process that has just got the lock is about to write its pid
+            main = processes.read(directory / "holder").strip()
+            alive = main.isdigit() and processes.holds(int(main), directory / "lock")
+            if alive or processes.lock_free(directory / "lock"):
+                return
+            time.sleep(0.05)
+        waiting = self.state(name).pid
+        left = [pid for pid in processes.holders(directory / "lock") if pid != waiting]
+        processes.signal(left, "SIGKILL", processes.read(directory / "user").strip() or None)
 
     def last_lines(self, name: str, size: int = 16384) -> list[str]:
         """The last lines of a service's log, from at most `size` bytes, without s6-log's time stamps."""
@@ -293,12 +270,13 @@ class Supervisor:
         """SIGQUIT makes s6-supervise go without touching its service; the new supervisor's `run` waits for that one."""
 
         def orphans() -> list[int]:
-            return [pid for pid, cwd in _processes("s6-supervise") if cwd == self._scan or self._scan in cwd.parents]
+            found = processes.running("s6-supervise")
+            return [pid for pid, cwd in found if cwd == self._scan or self._scan in cwd.parents]
 
         for pid in orphans():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGQUIT)
-        _until(lambda: not orphans(), 5, "orphans of s6-supervise do not go")
+        processes.until(lambda: not orphans(), 5, "orphans of s6-supervise do not go")
 
     def _ensure_log_directory(self, name: str) -> None:
         directory = self._logs / name
@@ -307,53 +285,17 @@ class Supervisor:
             user = pwd.getpwnam(self._log_user)
             os.chown(directory, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
-    def _render(self, name: str, service: Service) -> dict[str, tuple[str, int]]:
-        directory = self._scan / name
-        user = service.user if self._rooted else None
-        command = [*_as_user(user), "env", "-i", *(f"{k}={v}" for k, v in sorted(service.env.items())), *service.argv]
-        adjust = ""
-        if service.oom_score_adj is not None:
-            adjust = f"{{ echo {service.oom_score_adj} >/proc/self/oom_score_adj; }} 2>/dev/null; "
-        main = f'echo $$ >{shlex.quote(str(directory / "holder"))}; {adjust}exec "$0" "$@"'
-        run = (
-            "#!/bin/sh\n"
-            f"exec </dev/null 1<>{shlex.quote(str(directory / 'output'))} 2>&1\numask 077\ncd /\n"
-            f"exec flock --no-fork {shlex.quote(str(directory / 'lock'))} /bin/sh -c {shlex.quote(main)} \\\n"
-            f"  {shlex.join(command)}\n"
-        )
-        if user and service.own_user:
-            entry = pwd.getpwnam(user)
-            clear = _CLEAR_BY_UID.format(uid=entry.pw_uid, gid=entry.pw_gid)
-        else:
-            clear = _CLEAR_BY_LOCK.format(as_user=shlex.join(_as_user(user)) + " " if user else "")
-        logger = shlex.join([*_as_user(self._log_user), "s6-log", "-b", "n5", "s1048576", "T", str(self._logs / name)])
-        log = (
-            "#!/bin/sh\n"
-            f"exec <>{shlex.quote(str(directory / 'output'))} >/dev/null 2>&1\ncd /\n"
-            f"exec flock --no-fork {shlex.quote(str(directory / 'log/lock'))} {logger}\n"
-        )
-        return {
-            "run": (run, 0o700),
-            "finish": (_FINISH.format(directory=shlex.quote(str(directory)), clear=clear), 0o700),
-            "down-signal": (service.down_signal + "\n", 0o600),
-            "timeout-kill": (f"{service.kill_after_ms}\n", 0o600),
-            "user": ((user or "") + "\n", 0o600),
-            "log/run": (log, 0o700),
-            "log/timeout-kill": ("2000\n", 0o600),
-            "log/user": ((self._log_user or "") + "\n", 0o600),
-        }
-
     def _ensure_supervised(self, name: str, wait: float = 10) -> None:
         """Wait until s6-supervise of this service listens; a scanner that dies meanwhile is started again."""
         control = self._scan / name / "supervise" / "control"
         deadline = time.monotonic() + wait
-        while not _listens(control):
+        while not processes.listens(control):
             if time.monotonic() > deadline:
                 raise HostFault(f"s6-supervise of {name} does not start within {wait:g} s.")
             self.ensure_scanner()
             subprocess.run(["s6-svscanctl", "-a", str(self._scan)], check=False, capture_output=True)
             with contextlib.suppress(HostFault):
-                _until(lambda: _listens(control), 0.5, "")
+                processes.until(lambda: processes.listens(control), 0.5, "")
 
     def _svc(self, option: str, directory: Path) -> bool:
         return subprocess.run(["s6-svc", option, str(directory)], check=False, capture_output=True).returncode == 0
@@ -372,96 +314,22 @@ class Supervisor:
 
     def _clear_holders(self, directory: Path, wait: float) -> None:
         """Stop the older copy that holds the lock: its main process by the down-signal, in the end all by SIGKILL."""
-        if _lock_free(directory / "lock"):
+        if processes.lock_free(directory / "lock"):
             return
-        user = _read(directory / "user").strip() or None
-        main = _read(directory / "holder").strip()
-        if main.isdigit() and wait > 0 and _holds(int(main), directory / "lock"):
-            grace = min(wait, int(_read(directory / "timeout-kill").strip() or 0) / 1000)
-            _signal([int(main)], _read(directory / "down-signal").strip() or "SIGTERM", user)
+        user = processes.read(directory / "user").strip() or None
+        main = processes.read(directory / "holder").strip()
+        if main.isdigit() and wait > 0 and processes.holds(int(main), directory / "lock"):
+            grace = min(wait, int(processes.read(directory / "timeout-kill").strip() or 0) / 1000)
+            processes.signal([int(main)], processes.read(directory / "down-signal").strip() or "SIGTERM", user)
             with contextlib.suppress(HostFault):
-                _until(lambda: _lock_free(directory / "lock"), grace, "")
-        if not _lock_free(directory / "lock"):
-            _signal(_holders(directory / "lock"), "SIGKILL", user)
-            _until(lambda: _lock_free(directory / "lock"), 5, f"{directory.name} cannot be killed")
+                processes.until(lambda: processes.lock_free(directory / "lock"), grace, "")
+        if not processes.lock_free(directory / "lock"):
+            processes.signal(processes.holders(directory / "lock"), "SIGKILL", user)
+            processes.until(lambda: processes.lock_free(directory / "lock"), 5, f"{directory.name} cannot be killed")
 
     def _waits(self, directory: Path, pid: int) -> bool:
         """Whether the process of `run` has not got the lock (yet)."""
-        return _read(directory / "holder").strip() != str(pid) and not _lock_free(directory / "lock")
-
-
-def _as_user(user: str | None) -> list[str]:
-    if user is None:
-        return []
-    entry = pwd.getpwnam(user)
-    return unprivileged.prefix(entry.pw_uid, entry.pw_gid)
-
-
-def _signal(pids: list[int], name: str, user: str | None) -> None:
-    """Signal under the service's own uid: a pid that was taken over by another's process is then out of reach."""
-    if pids:
-        kill = ["/bin/sh", "-c", f'kill -{name.removeprefix("SIG")} "$@"', "sh", *map(str, pids)]
-        subprocess.run([*_as_user(user), *kill], check=False, capture_output=True)
-
-
-def _recent(deaths: str) -> int:
-    """How many of s6-svdt's lines (time stamps in TAI64N) are of the last 30 s before the newest."""
-    seconds = [int(line[1:17], 16) for line in deaths.splitlines() if re.match(r"@[0-9a-f]{24} ", line)]
-    return sum(second > max(seconds) - 30 for second in seconds)
-
-
-def _listens(fifo: Path) -> bool:
-    """Whether a process reads this fifo: the same look that s6-svok takes."""
-    try:
-        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENOENT, errno.ENOTDIR):
-            return False
-        raise HostFault("A fifo of s6 cannot be opened.", detail=str(error)) from None
-    return True
-
-
-def _lock_free(lock: Path) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _processes(command: str) -> Iterator[tuple[int, Path]]:
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if _read(Path(entry.path) / "comm").strip() == command:
-                    yield int(entry.name), Path(os.readlink(f"{entry.path}/cwd"))
-
-
-def _holds(pid: int, lock: Path) -> bool:
-    wanted = str(lock)
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                if os.readlink(entry.path) == wanted:
-                    return True
-    return False
-
-
-def _holders(lock: Path) -> list[int]:
-    return [int(e.name) for e in os.scandir("/proc") if e.name.isdigit() and _holds(int(e.name), lock)]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+        return processes.read(directory / "holder").strip() != str(pid) and not processes.lock_free(directory / "lock")
 
 
 def _replace(path: Path, text: str, mode: int) -> bool:
@@ -475,13 +343,10 @@ def _replace(path: Path, text: str, mode: int) -> bool:
 
 
 def _until_gone(control: Path, seconds: float) -> None:
-    _until(lambda: not _listens(control), seconds, "an s6-supervise does not end")
+    processes.until(lambda: not processes.listens(control), seconds, "an s6-supervise does not end")
 
 
-def _until(reached: Callable[[], bool], seconds: float, complaint: str) -> None:
-    """Wait for a state by looking every 5 ms. Raises HostFault with `complaint` when it is not reached in time."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        if time.monotonic() > deadline:
-            raise HostFault(f"{complaint} within {seconds:g} s.")
-        time.sleep(0.005)
+def _recent(deaths: str) -> int:
+    """How many of s6-svdt's lines (time stamps in TAI64N) are of the last 30 s before the newest."""
+    seconds = [int(line[1:17], 16) for line in deaths.splitlines() if re.match(r"@[0-9a-f]{24} ", line)]
+    return sum(second > max(seconds) - 30 for second in seconds)

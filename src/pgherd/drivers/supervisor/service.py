@@ -1,0 +1,92 @@
+"""What one service is, and the files of its service directory. Pure but for the look-up of users."""
+
+from __future__ import annotations
+
+import pwd
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pgherd import unprivileged
+
+Files = dict[str, tuple[str, int]]
+
+_FINISH = """#!/bin/sh
+# Ends what the main process left behind; an older copy that still lives (run waits for it) is left alone.
+cd {directory} || exit 0
+lock={directory}/lock
+holds() {{ for f in /proc/"$1"/fd/*; do [ "$f" -ef "$lock" ] && return 0; done; return 1; }}
+main=$(cat holder 2>/dev/null)
+if [ -n "$main" ] && holds "$main"; then exit 0; fi
+{clear}
+exit 0
+"""
+_CLEAR_BY_UID = "setpriv --reuid={uid} --regid={gid} --clear-groups /bin/sh -c 'kill -9 -1' 2>/dev/null"
+_CLEAR_BY_LOCK = """flock -n lock true && exit 0
+for p in /proc/[0-9]*; do
+  if holds "${{p#/proc/}}"; then {as_user}kill -9 "${{p#/proc/}}" 2>/dev/null; fi
+done"""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One supervised process. `user`: whom to run as (root only; None: as the supervisor).
+
+    `own_user` says that no other service has this user, so that the end of the service ends every process
+    of it. `kill_after_ms`: SIGKILL that long after `down_signal`. `start`: start it when first written and at
+    each start of the scanner; False writes a `down` file, which `up` removes.
+    """
+
+    argv: Sequence[str]
+    user: str | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    down_signal: str = "SIGTERM"
+    kill_after_ms: int = 10_000
+    oom_score_adj: int | None = None
+    start: bool = True
+    own_user: bool = False
+
+
+def render(directory: Path, logs: Path, service: Service, user: str | None, log_user: str | None) -> Files:
+    """The files of a service directory: text and mode by path. `user` and `log_user` are None without root."""
+    command = [*as_user(user), "env", "-i", *(f"{k}={v}" for k, v in sorted(service.env.items())), *service.argv]
+    adjust = ""
+    if service.oom_score_adj is not None:
+        adjust = f"{{ echo {service.oom_score_adj} >/proc/self/oom_score_adj; }} 2>/dev/null; "
+    main = f'echo $$ >{shlex.quote(str(directory / "holder"))}; {adjust}exec "$0" "$@"'
+    run = (
+        "#!/bin/sh\n"
+        f"exec </dev/null 1<>{shlex.quote(str(directory / 'output'))} 2>&1\numask 077\ncd /\n"
+        f"exec flock --no-fork {shlex.quote(str(directory / 'lock'))} /bin/sh -c {shlex.quote(main)} \\\n"
+        f"  {shlex.join(command)}\n"
+    )
+    if user and service.own_user:
+        entry = pwd.getpwnam(user)
+        clear = _CLEAR_BY_UID.format(uid=entry.pw_uid, gid=entry.pw_gid)
+    else:
+        clear = _CLEAR_BY_LOCK.format(as_user=shlex.join(as_user(user)) + " " if user else "")
+    logger = shlex.join([*as_user(log_user), "s6-log", "-b", "n5", "s1048576", "T", str(logs)])
+    log = (
+        "#!/bin/sh\n"
+        f"exec <>{shlex.quote(str(directory / 'output'))} >/dev/null 2>&1\ncd /\n"
+        f"exec flock --no-fork {shlex.quote(str(directory / 'log/lock'))} {logger}\n"
+    )
+    return {
+        "run": (run, 0o700),
+        "finish": (_FINISH.format(directory=shlex.quote(str(directory)), clear=clear), 0o700),
+        "down-signal": (service.down_signal + "\n", 0o600),
+        "timeout-kill": (f"{service.kill_after_ms}\n", 0o600),
+        "user": ((user or "") + "\n", 0o600),
+        "log/run": (log, 0o700),
+        "log/timeout-kill": ("2000\n", 0o600),
+        "log/user": ((log_user or "") + "\n", 0o600),
+    }
+
+
+def as_user(user: str | None) -> list[str]:
+    """The words before a command that is to run as `user`."""
+    if user is None:
+        return []
+    entry = pwd.getpwnam(user)
+    return unprivileged.prefix(entry.pw_uid, entry.pw_gid)
