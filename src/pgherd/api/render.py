@@ -69,7 +69,7 @@ def service(row: DictRow, settings: Settings, organization: str) -> dict[str, An
         "ip-filter": wish.ip_filter,
         "maintenance": {"dow": wish.maintenance.dow, "time": wish.maintenance.time, "updates": []},
         "max-connections": status.get("max_connections") or plan.max_connections,
-        "node-states": [_node(node) for node in nodes],
+        "node-states": [_node(node, row["notice"]) for node in nodes],
         "pg-settings": wish.pg_settings,
         "prometheus-uri": {},
         "shared-buffers-percentage": wish.shared_buffers_percentage or 20,
@@ -123,12 +123,14 @@ def _state(row: DictRow) -> str:
     return "running" if running else "rebuilding"
 
 
-def _node(node: dict[str, Any]) -> dict[str, Any]:
+def _node(node: dict[str, Any], notice: str) -> dict[str, Any]:
+    """A node; one that was stopped because its service was not created says why, and is not observed any more."""
     status = node["status"] or {"state": "setting_up", "step": "waits for its host"}
     shown: dict[str, Any] = {"name": node["name"], "role": "master"}
     shown["state"] = _NODE_STATES.get(status["state"], "unknown")
-    reason = status.get("reason", "")
-    if node["age"] is not None and node["age"] > SILENT:
+    stopped = node["desired"] == "stopped"
+    reason = status.get("reason") or (notice if stopped else "")
+    if node["age"] is not None and node["age"] > SILENT and not stopped:
         shown["state"], reason = "unknown", f"its host has not reported for {int(node['age'])} s"
     if shown["state"] == "setting_up_vm":
         shown["progress-updates"] = [{"phase": "prepare", "completed": False}]

@@ -102,15 +102,15 @@ returning id;
 insert into node (id, service_id, host_id, name) values (%(id)s, %(service_id)s, %(host_id)s, %(name)s);
 
 -- lock_service --
-select id, organization_id, name, wish, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
+select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
   from service where organization_id = %(organization_id)s and name = %(name)s and deleted_at is null for update;
 
 -- service_by_id --
-select id, organization_id, name, wish, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
+select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
   from service where id = %(id)s;
 
 -- lock_service_by_id --
-select id, organization_id, name, wish, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
+select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
   from service where id = %(id)s for update;
 
 -- service_secrets --
@@ -118,6 +118,14 @@ select wish, secrets from service where organization_id = %(organization_id)s an
 
 -- update_wish --
 update service set wish = %(wish)s, memory_bytes = %(memory_bytes)s, updated_at = now() where id = %(id)s;
+
+-- go_back --
+update service s set wish = settled, memory_bytes = %(memory_bytes)s
+ where id = %(id)s and settled is not null
+   and not exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending' and o.id <> %(operation)s);
+
+-- set_verdict --
+update operation set verdict = %(verdict)s where id = %(id)s;
 
 -- set_phase --
 update service set phase = %(phase)s where id = %(id)s and deleted_at is null and phase <> %(phase)s;
@@ -194,7 +202,7 @@ select procrastinate_defer_jobs_v1(array[row('operations', 'carry_out', 0, %(loc
 
 -- begin_run --
 update operation set attempt = attempt + 1 where id = %(id)s and state = 'pending' and deadline > now()
-returning id, organization_id, service_id, kind, attempt, deadline;
+returning id, organization_id, service_id, kind, attempt, verdict;
 
 -- hold_operation --
 select attempt, state from operation where id = %(id)s for update;

@@ -9,7 +9,7 @@ import msgspec
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
-from pgherd.errors import Fault, Incorrect
+from pgherd.errors import Conflict, Fault
 from pgherd.model import certificates
 from pgherd.model.name import network
 from pgherd.model.pg_settings import flatten
@@ -21,7 +21,7 @@ from pgherd.store.db import Transaction
 from pgherd.workflows.run import Run
 
 
-class NodeFailed(Fault):
+class NodeFailed(Conflict):
     """A node cannot run under its spec; trying again does not help."""
 
 
@@ -161,7 +161,7 @@ def restart_where_pending(run: Run) -> None:
         stuck = [node for node in pending if node["restart_generation"] == node["generation"]]
         if stuck:
             names = ", ".join(stuck[0]["status"]["pending_restart"])
-            raise Incorrect(f"pg-settings: PostgreSQL did not take {_clean(names)} even after a restart.")
+            raise NodeFailed(f"pg-settings: PostgreSQL did not take {_clean(names)} even after a restart.")
         for node in pending:
             tx.run("ask_restart", id=node["id"])
         if pending:

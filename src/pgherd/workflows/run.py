@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from pgherd import failpoints
-from pgherd.errors import Interrupted, PgherdError, Unavailable
+from pgherd.errors import Conflict, Interrupted, PgherdError, Unavailable
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App
 
@@ -40,6 +40,7 @@ class Run:
         self.service: UUID = row["service_id"]
         self.organization: UUID = row["organization_id"]
         self.attempt: int = row["attempt"]
+        self.verdict: str = row["verdict"]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -111,7 +112,10 @@ def carry_out(app: App, operation: UUID, works: dict[str, Callable[[Run], None]]
     run = Run(app, row)
     try:
         works[run.kind](run)
-        run.succeed()
+        if run.verdict:
+            run.fail(Conflict(run.verdict))
+        else:
+            run.succeed()
     except (GiveBack, Superseded):
         raise
     except Interrupted:

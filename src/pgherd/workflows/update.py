@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from uuid import UUID
 
 import msgspec
@@ -16,7 +17,14 @@ from pgherd.model.service import Change, Wish
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
-from pgherd.workflows.nodes import ensure_certificates, restart_where_pending, start_nodes, wish_of
+from pgherd.workflows.nodes import (
+    NodeFailed,
+    ensure_certificates,
+    restart_where_pending,
+    service_row,
+    start_nodes,
+    wish_of,
+)
 from pgherd.workflows.run import Run
 
 #: Seconds until an update that did not end is a time-out.
@@ -63,7 +71,32 @@ def _refuse_smaller_disk(tx: Transaction, row: DictRow, old: Wish, new: Wish) ->
 
 
 def carry_out(run: Run) -> None:
-    """By reload where that is enough; with one restart where a parameter needs it."""
+    """By reload where that is enough, with one restart where a parameter needs it; back again if a host refuses."""
+    try:
+        _apply(run)
+    except NodeFailed as error:
+        if run.verdict:
+            raise
+        run.step("go back", partial(_go_back, error=error))
+        _apply(run)
+
+
+def _go_back(run: Run, error: NodeFailed) -> None:
+    """The wish is again what was in force; the operation will fail with the reason, whichever run ends it.
+
+    With another change waiting the wish stays: that change holds this one's values too, and its run decides.
+    """
+    run.verdict = error.message
+    with run.transaction() as tx:
+        settled = service_row(tx, run)["settled"]
+        if settled is not None:
+            plan = PLANS[settled["plan"]]
+            memory_bytes = plan.memory_bytes * plan.nodes
+            tx.run("go_back", id=run.service, operation=run.operation, memory_bytes=memory_bytes)
+        tx.run("set_verdict", id=run.operation, verdict=run.verdict)
+
+
+def _apply(run: Run) -> None:
     run.step("issue certificates", ensure_certificates)
     run.step("apply settings", start_nodes)
     run.step("restart where needed", restart_where_pending)

@@ -32,6 +32,7 @@ create table service (
     organization_id uuid not null references organization on delete cascade,
     name text not null,
     wish jsonb not null,                       -- model.service.Wish
+    settled jsonb,                             -- the wish that was last in force; a failed update goes back to it
     phase text not null check (phase in ('rebuilding', 'running', 'poweroff')),
     notice text not null default '',           -- why the last operation failed
     first_port integer not null,
@@ -79,6 +80,7 @@ create table operation (
                                   'not-found', 'partial', 'unavailable', 'unknown', 'unsupported')),
     message text not null default '',
     step text not null default '',
+    verdict text not null default '',          -- set when the run undoes the operation: how it is to fail
     attempt integer not null default 0,        -- every run draws a new one; its writes are conditional on it
     faults integer not null default 0,         -- runs that ended in an error of ours
     deadline timestamptz not null,
@@ -115,7 +117,7 @@ begin
         return false;
     end if;
     if new_state = 'success' then
-        update service set phase = 'running', notice = ''
+        update service set phase = 'running', notice = '', settled = wish
          where id = op.service_id and op.kind <> 'delete' and deleted_at is null;
     elsif op.kind = 'create' then
         update service set phase = 'poweroff', notice = words where id = op.service_id and deleted_at is null;
