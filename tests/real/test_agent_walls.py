@@ -141,7 +141,7 @@ def test_delete_ends_and_removes_what_hides(host: RunningHost) -> None:
     spec = host.running()
     account = host.account(spec)
     hidden = f"pgherd-hidden-{account.uid}"
-    _tenant(host, spec, 'mkdir -p ../deep/er; echo x >../deep/er/f; chmod 000 ../deep/er ../deep')
+    _tenant(host, spec, "mkdir -p ../deep/er; echo x >../deep/er/f; chmod 000 ../deep/er ../deep")
     _tenant(host, spec, f"touch /dev/shm/{hidden} /tmp/{hidden}; mkdir -p /var/tmp/{hidden}/d")
     _tenant(host, spec, "ipcmk -M 4096 >/dev/null")
     loop = 'trap "" TERM INT HUP; while :; do setsid sh -c "trap \'\' TERM; sleep 5" & sleep 0.05; done'

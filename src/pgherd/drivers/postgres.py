@@ -7,6 +7,7 @@ hostile input: bounded, with a deadline, and decoded into types before it is use
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -191,7 +192,8 @@ def psql(cluster: Cluster, script: str, *, timeout: float = 8, limit: int = 4 <<
     if answer.code == 0:
         return answer.out.decode(errors="replace")
     said = answer.err.strip()[:1000]
-    if answer.code == 2 and _NOT_YET.search(said):
+    # SIGKILL: the server has just ended, and with it every process of its user.
+    if answer.code == -signal.SIGKILL or (answer.code == 2 and _NOT_YET.search(said)):
         raise NotReady("PostgreSQL does not take connections yet.", detail=said)
     raise HostFault("SQL to a service failed.", detail=said)
 
