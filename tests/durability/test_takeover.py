@@ -1,0 +1,89 @@
+"""Two workers race for one operation: the one that was stopped may write nothing when it wakes."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.durability.test_kill_matrix import arm, assert_nothing_is_left, disarm, trace
+from tests.plugins.instance import ROOTED, Instance, until
+
+
+def _second_worker(instance: Instance) -> subprocess.Popen[bytes]:
+    """Another worker beside the supervised one, as another host of the control plane would have it."""
+    account = pwd.getpwnam("pgherd") if ROOTED else None
+    identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+    env = {"PGHERD_HOME": str(instance.home), "PGHERD_FAILPOINTS": str(instance.failpoints), "PATH": os.environ["PATH"]}
+    program = str(instance.home / "current/bin/pgherd")
+    return subprocess.Popen([program, "worker"], env=env, stderr=subprocess.DEVNULL, cwd="/", **identity)  # type: ignore[call-overload,no-any-return]
+
+
+def _state(pid: int) -> str:
+    """T: stopped. Empty when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+@pytest.mark.timeout(240)
+def test_stopped_worker_loses_its_operation(fragile: Instance) -> None:
+    trace(fragile)
+    second = _second_worker(fragile)
+    name = f"k-{uuid.uuid4().hex[:10]}"
+    stopped = 0
+    try:
+        until(lambda: len(fragile.processes("pgherd worker")) == 2, 20, "two workers run")
+        for fired in fragile.failpoints.glob("fired-*"):
+            fired.unlink()
+        arm(fragile, "worker create start nodes done stop")
+        opened = fragile.call("POST", f"/v2/dbaas-postgres/{name}", {"plan": "hobbyist-2"}).json()
+        assert opened["state"] == "pending"
+        stopped = int(until(lambda: list(fragile.failpoints.glob("fired-*")), 20, "a worker stopped")[0].name[6:])
+        until(lambda: _state(stopped) == "T", 5, "it is stopped")
+        done = fragile.finished(opened, 90)
+        assert done["state"] == "success", "the other worker takes over and ends the operation"
+        os.kill(stopped, signal.SIGCONT)
+        until(lambda: _state(stopped) in ("", "Z"), 20, "the worker that was taken over from ends itself")
+        stopped = 0
+        assert fragile.client().get_operation(id=done["id"]) == done
+        assert fragile.sql(name, "select 1") == [(1,)]
+        fragile.delete(name)
+    finally:
+        disarm(fragile)
+        if stopped:
+            os.kill(stopped, signal.SIGCONT)
+        second.terminate()
+        second.wait(20)
+    until(lambda: len(fragile.processes("pgherd worker")) == 1, 20, "the supervised worker is back")
+    assert_nothing_is_left(fragile)
+
+
+@pytest.mark.timeout(120)
+def test_dead_worker_gives_its_jobs_to_the_other(fragile: Instance) -> None:
+    """kill -9 of one of two: its slot is free at once, so nobody waits for a heartbeat to be missed."""
+    trace(fragile)
+    second = _second_worker(fragile)
+    names = [f"k-{uuid.uuid4().hex[:10]}" for _ in range(4)]
+    try:
+        until(lambda: len(fragile.processes("pgherd worker")) == 2, 20, "two workers run")
+        arm(fragile, "worker create start nodes kill")
+        opened = [fragile.client().create_dbaas_service_pg(name=name, plan="hobbyist-2") for name in names]
+        start = time.monotonic()
+        for operation in opened:
+            assert fragile.finished(operation)["state"] == "success"
+        assert time.monotonic() - start < 15
+        for name in names:
+            fragile.delete(name)
+    finally:
+        disarm(fragile)
+        second.terminate()
+        second.wait(20)
+    assert_nothing_is_left(fragile)
