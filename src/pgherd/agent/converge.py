@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import threading
 import time
@@ -144,7 +145,9 @@ class Convergence:
         cluster = self.cluster
         group = cluster.account
         warm.make_owned(cluster.run, group)
-        cluster.config.mkdir(mode=0o755, exist_ok=True)
+        cluster.config.mkdir(mode=0o750, exist_ok=True)
+        if group is not None:
+            os.chown(cluster.config, 0, group.gid)
         files = self._render(cluster)
         conf = cluster.config / "postgresql.conf"
         if conf.exists() and conf.read_text() != files["postgresql.conf"]:

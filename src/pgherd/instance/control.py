@@ -20,6 +20,7 @@ def bootstrap(settings: Settings, argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="pgherd bootstrap")
     parser.add_argument("--new-key", action="store_true", help="make an operator key even if there is one")
+    parser.add_argument("--cold", action="store_true", help="this host's nodes were not running until now")
     chosen = parser.parse_args(argv)
     vault.ensure_key_file(vault.key_file(settings))
     url = database_url(settings)
@@ -28,6 +29,8 @@ def bootstrap(settings: Settings, argv: list[str]) -> int:
     pair = bootstrap.ensure_operator(settings)
     if pair is None and chosen.new_key:
         pair = _another_key(settings)
+    if chosen.cold:
+        bootstrap.forget_observations(settings)
     json.dump(pair, sys.stdout)
     return 0
 

@@ -45,8 +45,9 @@ def up(environ: Mapping[str, str], say: Say) -> Settings:
         supervisor = supervisor_of(home, who)
         fingerprint = Fingerprint(home, release, settings, environ)
         differs = fingerprint.differs()
+        cold = not supervisor.scanner_alive()
         _start_tree(settings, home, who, supervisor, environ)
-        _prepare_database(settings, home, who)
+        _prepare_database(settings, home, who, cold)
         _start_processes(settings, supervisor, differs)
         wait_for_api(settings, supervisor)
         for name in NAMES:
@@ -146,11 +147,16 @@ def _start_tree(
         supervisor.down(METADATA)
 
 
-def _prepare_database(settings: Settings, home: Home, who: Accounts) -> None:
-    """Key file, schema and first rows, as the control plane's user; keeps the operator's key when one was made."""
+def _prepare_database(settings: Settings, home: Home, who: Accounts, cold: bool) -> None:
+    """Key file, schema and first rows, as the control plane's user; keeps the operator's key when one was made.
+
+    `cold` says that nothing was running: what was observed before is not true any more.
+    """
     argv = [str(home.current / "bin/pgherd"), "bootstrap"]
     if not home.credentials.exists():
         argv.append("--new-key")
+    if cold:
+        argv.append("--cold")
     done = run_as(who.control, argv, env={"PGHERD_HOME": str(home.root), "PYTHONSAFEPATH": "1", "HOME": str(home.root)})
     pair = json.loads(done.stdout or "null")
     credentials.write(home.credentials, settings, (pair[0], pair[1]) if pair else None)

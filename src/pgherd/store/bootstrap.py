@@ -32,3 +32,13 @@ def ensure_operator(settings: Settings) -> tuple[str, str] | None:
         return None if keys else organizations.create_key("default", "operator", "operator")
     finally:
         db.close()
+
+
+def forget_observations(settings: Settings) -> None:
+    """This host was down: none of its nodes runs until it is observed to run again."""
+    db = Db(database_url(settings), 1)
+    try:
+        with db.transaction() as tx:
+            tx.run("forget_observations", host=settings.host)
+    finally:
+        db.close()

@@ -169,6 +169,10 @@ select n.id, n.name, n.host_id, n.spec, n.generation, n.restart, n.restart_gener
        h.public_key, h.facts, h.name as host
   from node n join host h on h.id = n.host_id where n.service_id = %(service_id)s order by n.name;
 
+-- forget_observations --
+update node set status = status || '{"state": "starting", "step": "start", "reason": ""}'
+ where host_id = (select id from host where name = %(host)s) and status ->> 'state' = 'running';
+
 -- write_spec --
 update node set spec = %(spec)s, generation = generation + 1 where id = %(id)s;
 
