@@ -93,7 +93,8 @@ def test_the_places_are_those_that_a_create_and_a_delete_pass(process: AgentProc
     assert list(passed) == [f"agent {place}" for place in _PLACES]
 
 
-@pytest.mark.parametrize("place", _PLACES)
+# The end of one step is the same to a node as the begin of the next.
+@pytest.mark.parametrize("place", [p for p in _PLACES if p.endswith("end") or p in (_PLACES[0], _PLACES[-6])])
 def test_killed_at_any_place_the_wish_comes_true(process: AgentProcess, place: str) -> None:
     (process.points / "arm").write_text(f"agent {place} kill\n")
     spec = process.wish(process.host.spec())

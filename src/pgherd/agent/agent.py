@@ -33,7 +33,7 @@ from pgherd.spec import HostFacts, NodeSpec, NodeState, NodeStatus
 
 log = logging.getLogger("pgherd.agent")
 
-_LOOK_EVERY = 8.0  # seconds between observations of a running node; the design promises 10
+_LOOK_EVERY = 9.0  # seconds between observations of a running node; the design promises 10
 _LOOK_SOON = 2.0  # after a convergence, which itself takes no time to measure the size
 _SIZE_EVERY = 60.0  # seconds between measurements of a node's disk use
 _ASK_EVERY = 10.0  # seconds between looks for specs without a notification

@@ -137,9 +137,7 @@ class Convergence:
         return program
 
     def _ensure_directory(self) -> None:
-        program = self._program()
-        with self.host.starting:
-            self.host.slots.ensure(program, self.directory)
+        self.host.slots.ensure(self._program(), self.directory)
 
     def _ensure_configuration(self) -> None:
         cluster = self.cluster

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import threading
 from pathlib import Path
 
 import msgspec
@@ -42,14 +43,20 @@ class Slots:
 
     def __init__(self, warm: Path, users: OsUsers) -> None:
         self._warm, self._users = warm, users
+        # initdb is all CPU: more at once than cores only make each of them later.
+        self._making = threading.BoundedSemaphore(os.cpu_count() or 1)
 
     def ensure(self, program: Program, directory: Path) -> None:
         """Let `directory` be a node's directory: a warm one, or a new one when none is ready."""
         if directory.exists():
             return
         directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if not self._take(program, directory):
-            self._make(program, idle=False).rename(directory)
+        if self._take(program, directory):
+            return
+        with self._making:
+            # While this one waited, others may have been made.
+            if not self._take(program, directory):
+                self._make(program, idle=False).rename(directory)
 
     def refill(self, program: Program, size: int) -> bool:
         """Make one directory if fewer than `size` are ready, and delete one that initdb would not make so any more.
