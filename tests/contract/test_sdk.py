@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -300,6 +301,38 @@ class TestCreate:
         assert done["state"] == "success"
         assert client.get_dbaas_service_pg(name=name)["state"] == "running"
 
+    def test_changed_before_it_runs(self, instance: Instance, client: Client, name: str) -> None:
+        """Terraform may change a service whose create has only been accepted."""
+        answers: list[dict[str, Any]] = []
+        create = {"name": name, "plan": "hobbyist-2", "work_mem": 2, "pg_settings": {"jit": True}}
+        thread = threading.Thread(target=lambda: answers.append(client.create_dbaas_service_pg(**create)))
+        thread.start()
+        other = instance.client()
+
+        def taken() -> Any:
+            try:
+                return other.update_dbaas_service_pg(
+                    name=name, work_mem=9, pg_settings={"max_prepared_transactions": 3}
+                )
+            except ExoscaleAPIClientException:
+                return None
+
+        answers.append(until(taken, 5, "there is something to change"))
+        shown = other.get_dbaas_service_pg(name=name)
+        assert (shown["work-mem"], shown["pg-settings"]) == (9, {"jit": True, "max_prepared_transactions": 3})
+        thread.join()
+        assert {instance.finished(answer)["state"] for answer in answers} == {"success"}
+        assert instance.sql(name, "show work_mem") == [("9MB",)]
+        assert instance.sql(name, "show max_prepared_transactions") == [("3",)]
+
+    @pytest.mark.parametrize("length", [1, 63])
+    def test_the_shortest_and_the_longest_name(self, instance: Instance, client: Client, length: int) -> None:
+        name = uuid.uuid4().hex.translate(str.maketrans("0123456789", "ghijklmnop")) * 2
+        name = name[:length]
+        instance.create(name)
+        assert instance.sql(name, "select 1") == [(1,)]
+        client.delete_dbaas_service(name=name)
+
     def test_the_name_is_taken(self, client: Client, service: str) -> None:
         message = refusal(client.create_dbaas_service_pg, 409, name=service, plan="startup-8")
         assert message == "Service name is already taken"
@@ -395,7 +428,10 @@ class TestRefusals:
             ({"version": "16"}, "version: the service runs PostgreSQL 15"),
             ({"work_mem": 1025}, "work-mem: must be an integer from 1 to 1024"),
             ({"ip_filter": ["10.0.0.0/99"]}, "ip-filter[0]: must be a network"),
-            ({"pg_settings": {"max_locks_per_transaction": 6400}}, "pg-settings: max_locks_per_transaction"),
+            (
+                {"pg_settings": {"max_locks_per_transaction": 6400, "max_prepared_transactions": 9999}},
+                "pg-settings: max",
+            ),
             ({"pg_settings": {"nonsense": 1}}, "pg-settings.nonsense: is not known"),
             ({"migration": {"host": "db.example.com", "port": 5432}}, "migration: is not available yet"),
             ({"maintenance": {"dow": "monday", "time": "1:00:000"}}, "maintenance.time: must be"),
