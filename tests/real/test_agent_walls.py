@@ -81,7 +81,7 @@ def _deleted(host: RunningHost, spec: NodeSpec) -> None:
     host.until_in_force(host.change(spec, desired="absent"), 60)
     assert not host.directory(spec).exists()
     assert os_users.find(account.name) is None
-    assert os_users._processes_of(account.uid) == []
+    assert os_users.processes_of(account.uid) == []
 
 
 def test_the_service_can_write_nothing_but_its_data_and_socket(host: RunningHost) -> None:

@@ -25,8 +25,8 @@ def render_hba(ip_filter: Sequence[str], loopback: bool) -> str:
     """pg_hba.conf: the platform by peer on the local socket; everybody else by TLS and SCRAM from allowed networks."""
     lines = [
         "# Written by pgherd; changes are overwritten.",
-        "local all postgres peer map=platform",
-        "local all all reject",
+        "local all,replication postgres peer map=platform",
+        "local all,replication all reject",
         "host replication all all reject",
         "host all postgres all reject",
         *(f"hostssl all all {network} scram-sha-256" for network in allowed_networks(ip_filter, loopback)),
