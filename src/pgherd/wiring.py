@@ -40,7 +40,7 @@ def build_api(settings: Settings) -> Application:
     ends = Ends(url, keys)
     operations = Operations(app, reads, ends)
     services = Services(settings, reads, vault, operations)
-    platform = Platform(settings, PlatformStore(Organizations(writes, vault)))
+    platform = Platform(settings, PlatformStore(Organizations(writes, vault), keys.forget))
 
     @contextlib.asynccontextmanager
     async def running() -> AsyncIterator[None]:

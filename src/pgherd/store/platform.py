@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -95,10 +96,14 @@ class Organizations:
 
 
 class PlatformStore:
-    """The same for the API's handlers: each call in a thread."""
+    """The same for the API's handlers: each call in a thread. `forget` empties the cache of keys.
 
-    def __init__(self, organizations: Organizations) -> None:
+    This process forgets a revoked key before it answers; others do at the notification.
+    """
+
+    def __init__(self, organizations: Organizations, forget: Callable[[], None]) -> None:
         self._sync = organizations
+        self._forget = forget
 
     async def organizations(self) -> list[dict[str, Any]]:
         """See Organizations.all."""
@@ -111,6 +116,7 @@ class PlatformStore:
     async def delete_organization(self, name: str) -> None:
         """See Organizations.delete."""
         await anyio.to_thread.run_sync(self._sync.delete, name)
+        self._forget()
 
     async def keys(self, organization: str | None) -> list[dict[str, Any]]:
         """See Organizations.keys."""
@@ -123,6 +129,7 @@ class PlatformStore:
     async def revoke_key(self, key: str, organization: str | None = None) -> None:
         """See Organizations.revoke_key."""
         await anyio.to_thread.run_sync(self._sync.revoke_key, key, organization)
+        self._forget()
 
     async def hosts(self) -> list[dict[str, Any]]:
         """See Organizations.hosts."""
