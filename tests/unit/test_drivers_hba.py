@@ -14,7 +14,7 @@ def _rules(text: str) -> list[list[str]]:
 
 def test_an_empty_filter_lets_nobody_in_but_the_platform() -> None:
     rules = _rules(hba.render_hba([], loopback=False))
-    assert rules[0] == ["local", "all", "postgres", "peer", "map=platform"]
+    assert rules[0] == ["local", "all,replication", "postgres", "peer", "map=platform"]
     assert [rule for rule in rules[1:] if rule[-1] != "reject"] == []
 
 
