@@ -193,12 +193,23 @@ class Convergence:
         # PostgreSQL itself would start as long as one of its addresses is free, and not be reached on the others.
         if self.spec.port in report.listening_ports() and not self.host.supervisor.lives(self.service):
             raise Broken(f"Another program listens on port {self.spec.port}.")
+        fresh = not self.host.supervisor.lives(self.service)
         with self.host.starting:
             self.host.supervisor.up(self.service)
+            if fresh:
+                self._await_word(time.monotonic() + 0.5)
             with contextlib.suppress(NotReady):
                 self._await_answer(min(deadline, time.monotonic() + 1))
         if self.seen is None:
             self._await_answer(deadline)
+
+    def _await_word(self, deadline: float) -> None:
+        """Wait until the log says that the server is ready: only a hint, that spares questions asked too early."""
+        while time.monotonic() < deadline:
+            log = "\n".join(self.host.supervisor.last_lines(self.service, 4096))
+            if log.rfind("ready to accept connections") > log.rfind("LOG:  starting PostgreSQL"):
+                return
+            time.sleep(0.005)
 
     def _await_answer(self, deadline: float) -> None:
         """Wait until the server answers. Raises NotReady at `deadline`, Broken when it dies again and again."""

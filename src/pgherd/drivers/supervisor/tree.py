@@ -186,7 +186,8 @@ class Supervisor:
         self._ensure_supervised(name)
         directory = self._scan / name
         (directory / "down").unlink(missing_ok=True)
-        if not self.state(name).wanted:
+        shown = subprocess.run(["s6-svstat", "-o", "wantedup", str(directory)], capture_output=True, check=False)
+        if shown.stdout.strip() != b"true":
             subprocess.run(["s6-svdt-clear", str(directory)], check=False, capture_output=True)
         if not self._svc("-u", directory):
             raise HostFault(f"s6 does not start {name}.")
