@@ -42,13 +42,50 @@ class Tls(msgspec.Struct, frozen=True):
     key: str
 
 
+class Task(msgspec.Struct, frozen=True):
+    """One change of the cluster's roles or databases, carried out once; `id` is the operation's.
+
+    Truth is PostgreSQL: what tenants do in SQL stays, so a spec does not list roles and databases, it asks for
+    single changes. Each is done so that doing it again changes nothing. `verifier` (create-user, set-password) is
+    sealed for the host; `owner` (create-database, drop-user) gets the database or the objects of a dropped user.
+    """
+
+    id: str
+    kind: Literal["create-user", "drop-user", "set-password", "set-replication", "create-database", "drop-database"]
+    name: str
+    verifier: str = ""
+    replication: bool = False
+    owner: str = ""
+    lc_collate: str = ""
+    lc_ctype: str = ""
+
+
+class TaskResult(msgspec.Struct, frozen=True):
+    """How a task ended: `refused` says why in `reason`, in words for the tenant."""
+
+    id: str
+    state: Literal["done", "refused"]
+    reason: str = ""
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """A PgBouncer pool. An empty `username`: clients log in as themselves."""
+
+    name: str
+    database: str
+    mode: Literal["session", "transaction", "statement"]
+    size: int
+    username: str = ""
+
+
 class NodeSpec(msgspec.Struct, frozen=True):
     """All that a host needs to know about one node.
 
     `settings` maps PostgreSQL parameter names (flat, as in postgresql.conf) to values of their JSON type;
     sizes carry the unit that the contract documents, already turned into PostgreSQL's (`"64MB"`).
     `restart` counts restarts that were asked for: a node whose PostgreSQL was started under a smaller
-    number is restarted once.
+    number is restarted once. `pools` are served by PgBouncer on `port` + 1, with the parameters `pooler` (names of
+    pgbouncer.ini).
     """
 
     node_id: str
@@ -68,13 +105,21 @@ class NodeSpec(msgspec.Struct, frozen=True):
     disk_bytes: int
     restart: int = 0
     platform: int = PLATFORM
+    task: Task | None = None
+    pools: list[Pool] = []
+    pooler: dict[str, Setting] = {}
 
 
 class Role(msgspec.Struct, frozen=True):
-    """A login role of the tenant as PostgreSQL has it."""
+    """A login role of the tenant as PostgreSQL has it.
+
+    `password` is the first 16 hex digits of the SHA-256 of the verifier in pg_authid (empty: no password), so that the
+    control plane can tell whether the password is still the one that it knows.
+    """
 
     name: str
     replication: bool
+    password: str = ""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -83,7 +128,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     `generation` is that of the spec the node was last converged to, and `restart` its number; both are
     the spec's only after its whole effect is in force. `reason` says why a `failed` or `starting` node
     is not running. `refused` is a generation that will not come into force however often it is tried, with
-    `reason`; 0: none. `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes.
+    `reason`; 0: none. `task` is the result of the spec's task, `pooler` the version of the PgBouncer that serves. `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes.
     """
 
     node_id: str
@@ -99,6 +144,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     pending_restart: list[str] = []
     max_connections: int = 0
     disk_used: int = 0
+    task: TaskResult | None = None
+    pooler: str = ""
     observed_at: str = ""
 
 
