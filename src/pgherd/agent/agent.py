@@ -29,7 +29,7 @@ from pgherd.drivers.supervisor import Supervisor
 from pgherd.errors import Fault, Interrupted, PgherdError, Unavailable, Unsupported
 from pgherd.home import Home
 from pgherd.settings import Settings
-from pgherd.spec import HostFacts, NodeSpec, NodeState, NodeStatus
+from pgherd.spec import HostFacts, NodeSpec, NodeState, NodeStatus, TaskResult
 
 log = logging.getLogger("pgherd.agent")
 
@@ -45,12 +45,16 @@ _THREADS = 16
 
 @dataclass
 class Node:
-    """What the agent remembers of a node. `converged`: the generation in force; `due`: when to look at it again."""
+    """What the agent remembers of a node.
+
+    `converged`: the generation in force; `task`: the result of its task; `due`: when to look at it again.
+    """
 
     spec: NodeSpec
     converged: int = 0
     status: NodeStatus | None = None
     marker: str = ""
+    task: TaskResult | None = None
     busy: bool = False
     due: float = 0.0
     sized: float = 0.0
@@ -246,10 +250,11 @@ class Agent:
         failpoints.passing(f"{spec.desired} record end")
         if convergence.seen is None:
             return status_of(spec, state, None), _LOOK_EVERY if state == "absent" else 60.0
+        node.task = convergence.task
         return self._running(node, spec, convergence.seen), _LOOK_SOON
 
     def _running(self, node: Node, spec: NodeSpec, seen: Observation) -> NodeStatus:
-        status = status_of(spec, "running", seen)
+        status = msgspec.structs.replace(status_of(spec, "running", seen), task=node.task)
         if seen.size is None and node.status is not None:
             status = msgspec.structs.replace(status, disk_used=node.status.disk_used)
         return status
@@ -260,7 +265,7 @@ class Agent:
         """The status of a node that could not be converged: an older generation may still run."""
         state: NodeState = "starting" if isinstance(error, NotReady) else "failed"
         old = node.status or NodeStatus(spec.node_id, node.converged, "setting_up")
-        after_start = convergence is not None and convergence.step in ("configure", "reload", "admin")
+        after_start = convergence is not None and convergence.step in ("configure", "reload", "admin", "task")
         if convergence is not None and spec.desired == "running" and after_start:
             try:
                 seen = postgres.observe(convergence.cluster, convergence.cut)

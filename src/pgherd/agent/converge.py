@@ -20,13 +20,13 @@ from pathlib import Path
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import report, warm
+from pgherd.agent import report, tasks, warm
 from pgherd.drivers import config_files, hba, postgres, postgres_settings
 from pgherd.drivers.postgres import Cluster, NotReady, Observation, Program
 from pgherd.drivers.supervisor import Service, Supervisor
 from pgherd.errors import HostFault, Interrupted, PgherdError, Unsupported
 from pgherd.home import Home
-from pgherd.spec import NodeSpec, NodeState, NodeStatus
+from pgherd.spec import NodeSpec, NodeState, NodeStatus, TaskResult
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _START_PATIENCE = 8.0  # seconds; a longer start goes on while the agent does other things
@@ -54,9 +54,12 @@ class Host:
 
 
 class Record(msgspec.Struct):
-    """The agent's own note in a node's directory: which admin it has made there (a fingerprint)."""
+    """The agent's own note in a node's directory: which admin it has made there (a fingerprint), the result of the last
+    task, and the id of the task whose creation has begun."""
 
     admin: str = ""
+    task: TaskResult | None = None
+    begun: str = ""
 
 
 class Broken(HostFault):
@@ -77,6 +80,7 @@ class Convergence:
     step: str = ""
     marker: str = ""
     seen: Observation | None = None
+    task: TaskResult | None = None
     _conf: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,6 +105,7 @@ class Convergence:
         self._do("restart", self._ensure_restarted)
         self._do("reload", self._ensure_reloaded)
         self._do("admin", self._ensure_admin)
+        self._do("task", self._ensure_task_done)
 
     def _stop(self) -> None:
         self._do("stop", lambda: self.host.supervisor.down(self.service, _STOP_PATIENCE))
@@ -269,6 +274,30 @@ class Convergence:
         script = postgres.creating_admin(admin.name, verifier) + postgres.observing(self.cut, size=False)
         self.seen = postgres.parse_observation(postgres.psql(self.cluster, script))
         record.admin = wished
+        self._note(record)
+
+    def _ensure_task_done(self) -> None:
+        """Carry out the spec's task unless that was done; what is seen afterwards contains its effect."""
+        record, task = read_record(self.directory), self.spec.task
+        if task is None:
+            return
+        if record.task is None or record.task.id != task.id:
+
+            def begin() -> None:
+                record.begun = task.id
+                self._note(record)
+
+            execution = tasks.Execution(
+                self.cluster, task, self.spec.admin.name,
+                lambda sealed: sealing.unseal(self.host.private_key, sealed), begin, record.begun == task.id,
+            )  # fmt: skip
+            result = execution.carry_out()
+            record.task = msgspec.structs.replace(result, reason=report.clean(result.reason, self.host.home.root))
+            self._note(record)
+            self.seen = postgres.observe(self.cluster, self.cut)
+        self.task = record.task
+
+    def _note(self, record: Record) -> None:
         write_private(self.directory / "node.json", msgspec.json.encode(record))
 
 

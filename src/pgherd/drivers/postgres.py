@@ -47,6 +47,14 @@ class NotReady(HostFault):
     """PostgreSQL does not take connections now, but may soon."""
 
 
+class SqlRefused(HostFault):
+    """PostgreSQL refused a statement: its SQLSTATE, and its message, which may name what the tenant named."""
+
+    def __init__(self, code: str, words: str, detail: str) -> None:
+        super().__init__("SQL to a service failed.", detail=detail)
+        self.code, self.words = code, words
+
+
 @dataclass(frozen=True)
 class Program:
     """One installed major: the directory of its programs and its full version."""
@@ -178,14 +186,27 @@ def refusal_of(cluster: Cluster, conf: Path) -> str:
     return "" if answer.code == 0 else answer.err.strip()[:2000] or "PostgreSQL gives no reason"
 
 
-def psql(cluster: Cluster, script: str, *, timeout: float = 8, limit: int = 4 << 20) -> str:
-    """Run SQL as the platform in the database `postgres`. Raises NotReady or HostFault with what psql says."""
-    argv = [f"{cluster.program.bin}/psql", "-XqAtw", "-v", "ON_ERROR_STOP=1"]
+def psql(
+    cluster: Cluster,
+    script: str,
+    *,
+    database: str = "postgres",
+    options: dict[str, str] | None = None,
+    timeout: float = 8,
+    limit: int = 4 << 20,
+) -> str:
+    """Run SQL as the platform, with `options` set from the start, which wins over what a tenant set for the database.
+
+    Raises NotReady, SqlRefused or HostFault with what psql says.
+    """
+    argv = [f"{cluster.program.bin}/psql", "-XqAtw", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]
     env = {
-        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in _OPTIONS.items()),
+        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in (_OPTIONS | (options or {})).items()),
         "PGAPPNAME": "pgherd", "PGCONNECT_TIMEOUT": "3", "PGGSSENCMODE": "disable", "PGSSLMODE": "disable",
+        # Not -d: a name with `=` in it would be read as where to connect.
+        "PGDATABASE": database,
     }  # fmt: skip
-    argv += ["-h", str(cluster.run), "-p", str(cluster.port), "-U", "postgres", "-d", "postgres"]
+    argv += ["-h", str(cluster.run), "-p", str(cluster.port), "-U", "postgres"]
     answer = unprivileged.run(
         cluster.account, argv, stdin=script.encode(), timeout=timeout, limit=limit, env=env, memory=_PSQL_MEMORY
     )
@@ -195,6 +216,8 @@ def psql(cluster: Cluster, script: str, *, timeout: float = 8, limit: int = 4 <<
     # SIGKILL: the server has just ended, and with it every process of its user.
     if answer.code == -signal.SIGKILL or (answer.code == 2 and _NOT_YET.search(said)):
         raise NotReady("PostgreSQL does not take connections yet.", detail=said)
+    if refused := re.search(r"^(?:psql:\S+ )?ERROR:  ([0-9A-Z]{5}): (.*)", said, re.MULTILINE):
+        raise SqlRefused(refused[1], refused[2], said)
     raise HostFault("SQL to a service failed.", detail=said)
 
 
@@ -211,9 +234,9 @@ def observing(cut: str, *, size: bool) -> str:
       'restart', coalesce(current_setting('pgherd.restart', true), '0')::int,
       'databases', (SELECT coalesce(json_agg(datname ORDER BY datname), '[]') FROM
          (SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' LIMIT 2000) d),
-      'users', (SELECT coalesce(json_agg(json_build_object('name', rolname, 'replication', rolreplication)
-         ORDER BY rolname), '[]') FROM
-         (SELECT rolname, rolreplication FROM pg_roles WHERE rolcanlogin AND NOT rolsuper LIMIT 2000) r),
+      'users', (SELECT coalesce(json_agg(json_build_object('name', rolname, 'replication', rolreplication, 'password',
+         coalesce(left(encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), 16), '')) ORDER BY rolname), '[]') FROM
+         (SELECT * FROM pg_authid WHERE rolcanlogin AND NOT rolsuper AND rolname <> 'pgherd_pooler' LIMIT 2000) r),
       'pending_restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
       'max_connections', current_setting('max_connections')::int,
       'size', {measured if size else "NULL"},
