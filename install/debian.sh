@@ -18,6 +18,8 @@ missing_packages() {
     [ -n "${PGHERD_POSTGRES_BINDIRS:-}" ] && return
     [ -x "/usr/lib/postgresql/$major/bin/postgres" ] || echo "postgresql-$major"
     [ -x "/usr/lib/postgresql/$major/bin/psql" ] || echo "postgresql-client-$major"
+    # Lets tenants create the extensions of src/pgherd/drivers/extensions.py, and no others, without a superuser.
+    [ -e "/usr/lib/postgresql/$major/lib/pgextwlist.so" ] || echo "postgresql-$major-pgextwlist"
 }
 
 locale_present() {
@@ -75,6 +77,16 @@ generate_locale() {
     localedef -i en_US -f UTF-8 en_US.UTF-8
 }
 
+# The extension `pgherd` of every new cluster; scripts of older versions stay for services that have them.
+install_extension() {
+    [ -z "${PGHERD_POSTGRES_BINDIRS:-}" ] || return 0
+    for directory in /usr/share/postgresql/*/extension; do
+        for file in "${0%/*}"/postgresql/pgherd*; do
+            cmp -s "$file" "$directory/${file##*/}" || install -m 644 "$file" "$directory/"
+        done
+    done
+}
+
 missing=$(missing_packages | sort -u | tr '\n' ' ')
 if [ "$(id -u)" = 0 ]; then
     if [ -n "$missing" ]; then
@@ -83,6 +95,7 @@ if [ "$(id -u)" = 0 ]; then
         install_packages $missing
     fi
     locale_present || generate_locale
+    install_extension
     exit 0
 fi
 if [ -n "$missing" ]; then

@@ -12,7 +12,7 @@ import msgspec
 
 #: Version of the parameters that the platform itself sets on every node. A service whose spec carries
 #: an older one is rolled to this one by the health reconciler.
-PLATFORM = 1
+PLATFORM = 2
 
 Desired = Literal["running", "stopped", "absent"]
 NodeState = Literal["setting_up", "starting", "running", "stopped", "failed", "absent"]
@@ -152,7 +152,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
 class HostFacts(msgspec.Struct, frozen=True):
     """What a host says of itself.
 
-    `versions` maps a major to the full installed version; `listeners` are ports that others listen on.
+    `versions` maps a major to the full installed version; `listeners` are ports that others listen on. `extensions`
+    maps a major to the extensions that tenants may create with the version they get; empty: not installed here.
     """
 
     memory_bytes: int
@@ -160,3 +161,4 @@ class HostFacts(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     listeners: list[int] = []
     rooted: bool = False
+    extensions: dict[str, dict[str, str]] = {}

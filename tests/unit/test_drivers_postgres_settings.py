@@ -86,3 +86,12 @@ def test_every_setting_of_the_contract_is_known_here() -> None:
         return found
 
     assert leaves(document["components"]["schemas"]["json-schema-pg"]["properties"]) == set(postgres_settings.ALLOWED)
+
+
+def test_tenants_may_create_what_the_list_says() -> None:
+    text = postgres_settings.render(
+        SPEC, run=Path("/n/run"), config=Path("/n/config"), libraries=[], locale="C",
+        session_libraries=["pgextwlist"], extensions='"hstore","uuid-ossp"',
+    )  # fmt: skip
+    assert "session_preload_libraries = 'pgextwlist'\n" in text
+    assert """extwlist.extensions = '"hstore","uuid-ossp"'\n""" in text

@@ -21,7 +21,7 @@ import msgspec
 
 from pgherd import failpoints, sealing
 from pgherd.agent import report, tasks, warm
-from pgherd.drivers import config_files, hba, postgres, postgres_settings
+from pgherd.drivers import config_files, extensions, hba, postgres, postgres_settings
 from pgherd.drivers.postgres import Cluster, NotReady, Observation, Program
 from pgherd.drivers.supervisor import Service, Supervisor
 from pgherd.errors import HostFault, Interrupted, PgherdError, Unsupported
@@ -165,7 +165,9 @@ class Convergence:
         slot = warm.read_slot(self.directory)
         conf = postgres_settings.render(
             spec, run=cluster.run, config=cluster.config,
-            libraries=cluster.program.libraries, locale=slot.locale if slot else postgres.locale(),
+            libraries=cluster.program.libraries, session_libraries=cluster.program.session_libraries,
+            extensions=extensions.allow_list(extensions.installed(spec.version, cluster.program.control_files)),
+            locale=slot.locale if slot else postgres.locale(),
         )  # fmt: skip
         files = {
             "pg_hba.conf": hba.render_hba(spec.ip_filter, spec.loopback),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pgherd.drivers import extensions
 from pgherd.drivers.postgres import Program
 from pgherd.errors import PgherdError
 from pgherd.spec import HostFacts
@@ -70,4 +71,5 @@ def facts(programs: dict[str, Program], own_ports: set[int]) -> HostFacts:
         versions={major: program.version for major, program in programs.items()},
         listeners=sorted(listening_ports() - own_ports),
         rooted=os.geteuid() == 0,
+        extensions={major: extensions.installed(major, program.control_files) for major, program in programs.items()},
     )

@@ -6,6 +6,7 @@ hostile input: bounded, with a deadline, and decoded into types before it is use
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pgherd.spec import Role
 from pgherd.unprivileged import Account
 
 #: Version of what `bake` puts into a new cluster; part of the key of the warm pool.
-BAKE = 1
+BAKE = 2
 #: Locales of a new cluster, the first that the host has; the hosted service has the first one. C.UTF-8 sorts by
 #: code point but knows letters; both need no package.
 LOCALES = ("en_US.UTF-8", "C.UTF-8", "C")
@@ -62,11 +63,28 @@ class Program:
     major: str
     bin: Path
     version: str
+    control_files: Path = Path("/nonexistent")  # of extensions
+    library_files: Path = Path("/nonexistent")
 
     @property
     def libraries(self) -> list[str]:
         """What is preloaded, as far as it is installed."""
-        return [name for name in ("pg_stat_statements", "pgaudit") if (self.bin.parent / f"lib/{name}.so").exists()]
+        return self._found("pg_stat_statements", "pgaudit")
+
+    @property
+    def session_libraries(self) -> list[str]:
+        """What every session loads, as far as it is installed: pgextwlist lets tenants create extensions."""
+        return self._found("pgextwlist")
+
+    @property
+    def own_extension(self) -> str:
+        """Version of the extension `pgherd` that new clusters get; empty when it is not installed or cannot be."""
+        control = self.control_files / "pgherd.control"
+        found = re.search(r"default_version = '(\w+)'", control.read_text()) if control.exists() else None
+        return found[1] if found and int(self.major) >= 14 else ""
+
+    def _found(self, *names: str) -> list[str]:
+        return [name for name in names if (self.library_files / f"{name}.so").exists()]
 
 
 @dataclass(frozen=True)
@@ -116,8 +134,17 @@ def programs(setting: str) -> dict[str, Program]:
     for major, place in places.items():
         asked = subprocess.run([f"{place}/postgres", "--version"], capture_output=True, text=True, check=False)
         if version := re.search(r"\) (\d+(?:\.\d+|\w+))", asked.stdout):
-            found[major] = Program(major, Path(place), version[1])
+            found[major] = Program(major, Path(place), version[1], *_places(Path(place), major))
     return found
+
+
+def _places(programs: Path, major: str) -> tuple[Path, Path]:
+    """The directories of control files and of libraries; Debian's where there is no pg_config to ask."""
+    asked = [f"{programs}/pg_config", "--sharedir", "--pkglibdir"]
+    with contextlib.suppress(OSError):
+        share, libraries = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()[:2]
+        return Path(share) / "extension", Path(libraries)
+    return Path(f"/usr/share/postgresql/{major}/extension"), programs.parent / "lib"
 
 
 @cache
@@ -130,7 +157,7 @@ def locale() -> str:
 
 def key(program: Program) -> str:
     """All that decides what `create` makes."""
-    return f"{program.version} {locale()} UTF8 checksums bake-{BAKE}"
+    return f"{program.version} {locale()} UTF8 checksums bake-{BAKE} own-{program.own_extension or 'none'}"
 
 
 def create(cluster: Cluster, *, idle: bool) -> None:
@@ -141,11 +168,19 @@ def create(cluster: Cluster, *, idle: bool) -> None:
         f"--locale={locale()}", "--data-checksums", "--auth-local=peer", "--auth-host=reject",
         "--no-sync", "--no-instructions",
     ])  # fmt: skip
+    if program.own_extension:
+        # Databases are made from either template; only a single-user server can enter template0.
+        for template in ("template0", "template1"):
+            _bake(cluster, template, "CREATE EXTENSION pgherd;\n\n", nice)
+    _bake(cluster, "postgres", _baked(int(program.major)), nice)
+    _must(cluster, [*nice, f"{program.bin}/initdb", "--sync-only", "-D", str(cluster.pgdata)])
+
+
+def _bake(cluster: Cluster, database: str, script: str, nice: list[str]) -> None:
     arguments = ["--single", "-j", "-D", str(cluster.pgdata), "-c", "allow_system_table_mods=on", "-c", "fsync=off"]
-    said = _must(cluster, [*nice, f"{program.bin}/postgres", *arguments, "postgres"], _baked(int(program.major)))
+    said = _must(cluster, [*nice, f"{cluster.program.bin}/postgres", *arguments, database], script)
     if re.search(r"ERROR:|FATAL:|PANIC:", said):
         raise HostFault("A new cluster could not be prepared.", detail=said[-500:])
-    _must(cluster, [*nice, f"{program.bin}/initdb", "--sync-only", "-D", str(cluster.pgdata)])
 
 
 def _baked(major: int) -> str:

@@ -54,8 +54,19 @@ def quote(value: Setting) -> str:
     return f"'{text.translate(escapes)}'"
 
 
-def render(spec: NodeSpec, *, run: Path, config: Path, libraries: list[str], locale: str) -> str:
-    """postgresql.conf without the marker. `libraries`: what is installed of what we preload.
+def render(
+    spec: NodeSpec,
+    *,
+    run: Path,
+    config: Path,
+    libraries: list[str],
+    locale: str,
+    session_libraries: list[str] | None = None,
+    extensions: str = "",
+) -> str:
+    """postgresql.conf without the marker.
+
+    `libraries`, `session_libraries`: what is installed of what we preload; `extensions`: what tenants may create.
 
     Raises HostFault for a setting that is not in `ALLOWED`; one that the node's major does not know is left out.
     """
@@ -67,6 +78,8 @@ def render(spec: NodeSpec, *, run: Path, config: Path, libraries: list[str], loc
         "unix_socket_directories": str(run),
         "ssl_cert_file": str(config / "server.crt"),
         "ssl_key_file": str(config / "server.key"),
+        "extwlist.extensions": extensions,
+        "session_preload_libraries": ",".join(session_libraries or []),
         "shared_preload_libraries": ",".join(libraries),
         "lc_monetary": locale,
         "lc_numeric": locale,
