@@ -84,7 +84,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     `settings` maps PostgreSQL parameter names (flat, as in postgresql.conf) to values of their JSON type;
     sizes carry the unit that the contract documents, already turned into PostgreSQL's (`"64MB"`).
     `restart` counts restarts that were asked for: a node whose PostgreSQL was started under a smaller
-    number is restarted once. `pools` are served by PgBouncer on `port` + 1, with the parameters `pooler` (names of
+    number is restarted once. `memory_bytes` and `cpus` are the plan's, for the node's control group; 0: no limit.
+    `pools` are served by PgBouncer on `port` + 1, with the parameters `pooler` (names of
     pgbouncer.ini).
     """
 
@@ -108,6 +109,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     task: Task | None = None
     pools: list[Pool] = []
     pooler: dict[str, Setting] = {}
+    memory_bytes: int = 0
+    cpus: int = 0
 
 
 class Role(msgspec.Struct, frozen=True):
@@ -128,7 +131,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     `generation` is that of the spec the node was last converged to, and `restart` its number; both are
     the spec's only after its whole effect is in force. `reason` says why a `failed` or `starting` node
     is not running. `refused` is a generation that will not come into force however often it is tried, with
-    `reason`; 0: none. `task` is the result of the spec's task, `pooler` the version of the PgBouncer that serves. `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes.
+    `reason`; 0: none. `task` is the result of the spec's task, `pooler` the version of the PgBouncer that serves.
+    `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes.
     """
 
     node_id: str

@@ -11,11 +11,14 @@ import uvicorn
 
 from pgherd import failpoints
 from pgherd.api import unavailable
+from pgherd.api.access import Access
 from pgherd.api.app import Application
+from pgherd.api.audit import Audit
 from pgherd.api.catalog import Catalog
 from pgherd.api.http import server_options
 from pgherd.api.operations import Ends, Operations
 from pgherd.api.platform import Platform
+from pgherd.api.pools import Pools
 from pgherd.api.services import Services
 from pgherd.contract.document import load_hosted, load_platform
 from pgherd.reconcilers.rounds import Rounds
@@ -39,7 +42,8 @@ def build_api(settings: Settings) -> Application:
     app = App(settings, writes, vault)
     ends = Ends(url, keys)
     operations = Operations(app, reads, ends)
-    services = Services(settings, reads, vault, operations)
+    services = Services(settings, reads, operations)
+    audit = Audit(reads)
     platform = Platform(settings, PlatformStore(Organizations(writes, vault), keys.forget))
 
     @contextlib.asynccontextmanager
@@ -67,9 +71,11 @@ def build_api(settings: Settings) -> Application:
         "delete-dbaas-service": services.delete,
         "get-dbaas-service-pg": services.get,
         "list-dbaas-services": services.list,
-        "reveal-dbaas-postgres-user-password": services.reveal_password,
         "get-dbaas-ca-certificate": services.ca_certificate,
         "get-operation": operations.get,
+        **Access(reads, vault, operations).handlers(),
+        **Pools(operations).handlers(),
+        **audit.handlers(),
         **catalog.handlers(),
         **platform.handlers(),
     }
@@ -79,6 +85,7 @@ def build_api(settings: Settings) -> Application:
         keys,
         refusals=unavailable.refusals(hosted),
         lifespan=running(),
+        audit=audit,
     )
 
 

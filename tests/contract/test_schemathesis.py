@@ -147,7 +147,7 @@ def test_wrong_changes_change_nothing(instance: Instance, target: str) -> None:
 
 #: Fields for which nearly every value that the document allows is refused.
 REFUSED_FOR_NOW = (
-    "maintenance", "migration", "synchronous-replication", "variant", "pgbouncer-settings", "pglookout-settings",
+    "maintenance", "migration", "synchronous-replication", "variant", "pglookout-settings",
     "timescaledb-settings", "pgaudit-settings", "version", "ip-filter",
 )  # fmt: skip
 

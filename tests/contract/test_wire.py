@@ -282,15 +282,6 @@ class TestFraming:
 
 #: Operations of the contract that a later issue brings, with a body that the contract allows.
 COMING: dict[str, dict[str, Any] | None] = {
-    "create-dbaas-postgres-user": {"username": "somebody"},
-    "delete-dbaas-postgres-user": None,
-    "update-dbaas-postgres-allow-replication": {"allow-replication": True},
-    "reset-dbaas-postgres-user-password": None,
-    "create-dbaas-pg-database": {"database-name": "second"},
-    "delete-dbaas-pg-database": None,
-    "create-dbaas-pg-connection-pool": {"name": "pool", "database-name": "defaultdb"},
-    "update-dbaas-pg-connection-pool": {"pool-size": 5},
-    "delete-dbaas-pg-connection-pool": None,
     "start-dbaas-pg-maintenance": None,
     "create-dbaas-pg-upgrade-check": {"target-version": "16"},
     "get-dbaas-task": None,
@@ -311,6 +302,9 @@ SERVED = {
     "list-zones", "get-operation", "list-dbaas-services", "delete-dbaas-service", "list-dbaas-service-types",
     "get-dbaas-service-type", "get-dbaas-settings-pg", "get-dbaas-ca-certificate", "create-dbaas-service-pg",
     "get-dbaas-service-pg", "update-dbaas-service-pg", "delete-dbaas-service-pg", "reveal-dbaas-postgres-user-password",
+    "create-dbaas-postgres-user", "delete-dbaas-postgres-user", "update-dbaas-postgres-allow-replication",
+    "reset-dbaas-postgres-user-password", "create-dbaas-pg-database", "delete-dbaas-pg-database",
+    "create-dbaas-pg-connection-pool", "update-dbaas-pg-connection-pool", "delete-dbaas-pg-connection-pool",
 }  # fmt: skip
 
 

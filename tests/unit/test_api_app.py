@@ -253,9 +253,9 @@ def test_what_is_not_available_is_refused_without_looking_at_the_body() -> None:
         KnownKeys(ADMIN),
         refusals=refused,
     )
-    answer = call(app, "POST", PG + "a/user", b"{")
+    answer = call(app, "POST", PG + "a/upgrade-check", b"{")
     assert answer.status == 400
-    assert "create-dbaas-postgres-user is not available yet: it comes with users" in answer.message
+    assert "create-dbaas-pg-upgrade-check is not available yet: it comes with major upgrades" in answer.message
     assert "type pg only" in call(app, "POST", "/v2/dbaas-mysql/a").message
     assert call(app, "GET", "/pgherd/v1/organization").json["operation"] == "list-organizations"
     assert call(app, "GET", PG + "a/user/u/password/reveal").status == 200

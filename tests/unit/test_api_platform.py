@@ -14,7 +14,7 @@ from pgherd.contract.document import load_platform
 from pgherd.errors import NotFound
 from pgherd.settings import Settings
 from pgherd.store.keys import Key
-from tests.plugins.wire import ADMIN, OPERATOR, ORGANIZATION, READER, Answer, KnownKeys, call
+from tests.plugins.wire import ADMIN, OPERATOR, ORGANIZATION, READER, Answer, KnownKeys, call, echo
 
 OWN = load_platform()
 BORN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -64,7 +64,7 @@ def store() -> Store:
 
 @pytest.fixture
 def app(store: Store) -> Application:
-    handlers = Platform(Settings(), store).handlers()
+    handlers = Platform(Settings(), store).handlers() | {"list-events": echo}
     return Application([OWN], handlers, KnownKeys(ADMIN, READER, OPERATOR))
 
 

@@ -26,14 +26,12 @@ def test_every_operation_is_served_or_refused() -> None:
     assert set(COMING) <= set(refused) <= set(HOSTED.routes)
     served = set(HOSTED.routes) - set(refused)
     assert all(concerns_postgres(HOSTED.routes[name]) for name in served)
-    assert {"create-dbaas-service-pg", "reveal-dbaas-postgres-user-password", "list-zones"} <= served
+    assert {"create-dbaas-service-pg", "create-dbaas-postgres-user", "list-zones"} <= served
 
 
 def test_refusals_say_why() -> None:
     refused = refusals(HOSTED)
-    assert refused["create-dbaas-pg-database"].startswith(
-        "create-dbaas-pg-database is not available yet: it comes with"
-    )
+    assert refused["get-dbaas-task"].startswith("get-dbaas-task is not available yet: it comes with")
     assert refused["get-dbaas-service-kafka"].endswith("offers services of type pg only.")
     assert refused["attach-dbaas-service-to-endpoint"].endswith("no external endpoints.")
 

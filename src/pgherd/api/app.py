@@ -11,17 +11,19 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import msgspec
 
 from pgherd.api import body as bodies
 from pgherd.api import roles, signature
+from pgherd.api.audit import is_recorded, subject
 from pgherd.api.request import Handler, Request
 from pgherd.api.router import MethodNotAllowed, Router
 from pgherd.contract.document import Contract, Route
 from pgherd.errors import Fault, Forbidden, Incorrect, PgherdError, TooLarge, Unsupported
+from pgherd.store.keys import Key
 
 log = logging.getLogger("pgherd.api")
 
@@ -33,6 +35,16 @@ _JSON = (b"content-type", b"application/json")
 _NO_STORE = (b"cache-control", b"no-store")
 _CLOSE = (b"connection", b"close")
 _encode = msgspec.json.Encoder().encode
+
+
+class Audit(Protocol):
+    """Where calls leave their events; see `audit.Audit`."""
+
+    async def begin(self, key: Key, remote: str, command: str, about: str) -> int:
+        """The event's id. Raises Unavailable, and then nothing may be done."""
+
+    async def end(self, event: int, error: Exception | None) -> None:
+        """What came of it. Never fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +73,9 @@ class Application:
         public: frozenset[str] = roles.PUBLIC,
         lifespan: AbstractAsyncContextManager[Any] | None = None,
         clock: Callable[[], float] = time.time,
+        audit: Audit | None = None,
     ) -> None:
-        self._keys, self._lifespan, self._clock = keys, lifespan, clock
+        self._keys, self._lifespan, self._clock, self._audit = keys, lifespan, clock, audit
         self._router: Router[Entry] = Router()
         refused = refusals or {}
         known: set[str] = set()
@@ -107,20 +120,33 @@ class Application:
             found = await self._keys.get(credential.key)
             query, now = scope["query_string"], self._clock()
             key = signature.verify(credential, found, method, raw_path, query, raw, now)
-            roles.check(key.role, route.operation_id)
-        if entry.handler is None:
-            raise Unsupported(entry.refusal)
         request = Request(
             route.operation_id,
             params,
-            _validated(route, params, raw),
+            {},
             key,
             credential.signature if credential else "",
             credential.expires if credential else 0,
             scope["client"][0] if scope.get("client") else "",
+            scope["query_string"],
         )
-        answer = await entry.handler(request)
+        if self._audit is None or credential is None or not is_recorded(method, route.operation_id):
+            answer = await _handled(route, entry, request, raw)
+        else:
+            answer = await self._recorded(self._audit, route, entry, request, raw)
         return answer if isinstance(answer, bytes) else _encode(answer)
+
+    async def _recorded(self, audit: Audit, route: Route, entry: Entry, request: Request, raw: bytes) -> object:
+        """What the handler answers, between the beginning and the end of the call's event."""
+        about = subject(request.params, _readable(raw))
+        event = await audit.begin(request.key, request.remote, request.operation_id, about)
+        try:
+            answer = await _handled(route, entry, request, raw)
+        except Exception as error:
+            await audit.end(event, error)
+            raise
+        await audit.end(event, None)
+        return answer
 
     async def _live(self, receive: bodies.Receive, send: Send) -> None:
         await receive()
@@ -153,6 +179,22 @@ def _head(headers: Headers) -> tuple[bytes | None, int, bool]:
         elif name == b"transfer-encoding":
             chunked = True
     return authorization, length, chunked
+
+
+async def _handled(route: Route, entry: Entry, request: Request, raw: bytes) -> object:
+    if not entry.public:
+        roles.check(request.key.role, route.operation_id)
+    if entry.handler is None:
+        raise Unsupported(entry.refusal)
+    return await entry.handler(replace(request, body=_validated(route, request.params, raw)))
+
+
+def _readable(raw: bytes) -> dict[str, Any]:
+    """The body as far as it can be read; the refusal of a request may be that it cannot."""
+    try:
+        return bodies.parse(raw)
+    except PgherdError:
+        return {}
 
 
 def _validated(route: Route, params: dict[str, str], raw: bytes) -> dict[str, Any]:

@@ -58,15 +58,15 @@ class Ends:
                     event.set()
             await asyncio.sleep(0.5)
 
-    async def wait(self, operation: UUID, look: Callable[[], Any]) -> DictRow:
-        """What `look` finds: at once when the operation has ended, else at its end or after HOLD seconds."""
+    async def wait(self, operation: UUID, look: Callable[[], Any], seconds: float = HOLD) -> DictRow:
+        """What `look` finds: at once when the operation has ended, else at its end or after so many seconds."""
         event, name = asyncio.Event(), str(operation)
         self._waiting.setdefault(name, set()).add(event)
         try:
             row: DictRow = await look()
             if row["state"] == "pending" and not row["overdue"]:
                 try:
-                    await asyncio.wait_for(event.wait(), HOLD)
+                    await asyncio.wait_for(event.wait(), seconds)
                 except TimeoutError:
                     return row
                 row = await look()
@@ -106,9 +106,13 @@ class Operations:
 
     async def open(self, request: Request, accept: Callable[[App, Caller, UUID], UUID]) -> object:
         """Accept in a thread, then hold the answer. A failure is answered `pending`: clients look at it by polling."""
-        caller = Caller(request.key.organization_id, request.key.organization, request.key.id, request.signature)
-        operation = await anyio.to_thread.run_sync(accept, self._app, caller, uuid4())
-        row = await self._ends.wait(operation, lambda: self._look(request, operation))
+        row = await self.settled(request, accept, HOLD)
         if row["state"] in ("failure", "timeout"):
             row = {**row, "state": "pending", "reason": None, "message": ""}
         return render.operation(row)
+
+    async def settled(self, request: Request, accept: Callable[[App, Caller, UUID], UUID], seconds: float) -> DictRow:
+        """Accept in a thread; the operation's row once it has ended, or as it is after so many seconds."""
+        caller = Caller(request.key.organization_id, request.key.organization, request.key.id, request.signature)
+        operation = await anyio.to_thread.run_sync(accept, self._app, caller, uuid4())
+        return await self._ends.wait(operation, lambda: self._look(request, operation), seconds)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from pgherd.api.request import Handler, Request
+from pgherd.api.roles import check_administrator
 from pgherd.contract.document import platform_document
 from pgherd.errors import Forbidden, NotFound
 from pgherd.model.name import organization_name
@@ -123,8 +124,7 @@ def _realm(key: Key) -> str | None:
     """Whose keys the caller may see and change: None for all."""
     if key.role == "operator":
         return None
-    if key.role != "admin":
-        raise Forbidden("Only a key of role operator or admin may do this.")
+    check_administrator(key.role)
     return key.organization
 
 

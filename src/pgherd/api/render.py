@@ -52,25 +52,31 @@ def service(row: DictRow, settings: Settings, organization: str) -> dict[str, An
     nodes: list[dict[str, Any]] = row["nodes"]
     status = _status(nodes)
     host, port = settings.host_of(row["name"], organization), row["first_port"]
+    pools: list[dict[str, Any]] = row["pools"]
     params = {"dbname": DEFAULT_DATABASE, "host": host, "port": str(port), "sslmode": "require", "user": wish.admin}
-    shown_host = f"[{host}]" if ":" in host else host
-    uri = f"postgres://{quote(wish.admin, safe='')}@{shown_host}:{port}/{DEFAULT_DATABASE}?sslmode=require"
+    uri = _uri(wish.admin, host, port, DEFAULT_DATABASE)
     host_memory = nodes[0]["host_memory"] if nodes and nodes[0]["host_memory"] else plan.memory_bytes
     effective = memory(plan, host_memory, settings.memory_cap_percent, wish.work_mem, wish.shared_buffers_percentage)
     return common(row, settings, wish, plan) | {
         "backup-schedule": {"backup-hour": wish.backup.hour, "backup-minute": wish.backup.minute},
         "backups": [],
         "components": [
-            {"component": "pg", "host": host, "port": port, "route": "dynamic", "usage": "primary"},
+            {"component": component, "host": host, "port": where, "route": "dynamic", "usage": "primary"}
+            for component, where in (("pg", port), ("pgbouncer", port + 1))
+            if component == "pg" or pools
         ],
         "connection-info": {"uri": [uri], "params": [params], "standby": [], "syncing": []},
-        "connection-pools": [],
+        "connection-pools": [
+            pool | {"connection-uri": _uri(pool["username"] or wish.admin, host, port + 1, pool["name"])}
+            for pool in pools
+        ],
         "databases": status.get("databases", []),
         "ip-filter": wish.ip_filter,
         "maintenance": {"dow": wish.maintenance.dow, "time": wish.maintenance.time, "updates": []},
         "max-connections": status.get("max_connections") or plan.max_connections,
         "node-states": [_node(node, row["notice"]) for node in nodes],
         "pg-settings": wish.pg_settings,
+        "pgbouncer-settings": wish.pgbouncer_settings,
         "prometheus-uri": {},
         "shared-buffers-percentage": wish.shared_buffers_percentage or 20,
         "synchronous-replication": "off",
@@ -87,6 +93,12 @@ def service(row: DictRow, settings: Settings, organization: str) -> dict[str, An
         "version": status.get("version") or _installed(nodes, wish.version),
         "work-mem": wish.work_mem or effective.work_mem,
     }
+
+
+def _uri(user: str, host: str, port: int, database: str) -> str:
+    """Without a password: that is revealed to those who may see it."""
+    shown_host = f"[{host}]" if ":" in host else host
+    return f"postgres://{quote(user, safe='')}@{shown_host}:{port}/{quote(database, safe='')}?sslmode=require"
 
 
 def common(row: DictRow, settings: Settings, wish: Wish | None = None, plan: Plan | None = None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ class Request:
     """An authenticated, validated request.
 
     `params` are the decoded path parameters, `body` the JSON object. `signature` is the raw signature and
-    `expires` its end in unix seconds: a repeated request has the same. `remote` is the client's address.
+    `expires` its end in unix seconds: a repeated request has the same. `remote` is the client's address,
+    `query` the raw query string.
     A public operation has the key `signature.NOBODY` and no signature.
     """
 
@@ -25,6 +26,7 @@ class Request:
     signature: str
     expires: int
     remote: str
+    query: bytes = b""
 
 
 #: Answers with what msgspec can encode as JSON, or with bytes that are JSON already.

@@ -37,3 +37,9 @@ def check(role: str, operation_id: str) -> None:
     """Raise Forbidden, in the hosted service's words, when the role may not do this."""
     if role == "read-only" and operation_id not in READ_ONLY:
         raise Forbidden("Forbidden by role policy for dbaas - A deny rule matched. Rule index: 0")
+
+
+def check_administrator(role: str) -> None:
+    """Raise Forbidden unless the role looks after an organization's keys."""
+    if role not in ("operator", "admin"):
+        raise Forbidden("Only a key of role operator or admin may do this.")

@@ -1,11 +1,10 @@
-"""create-, get-, update- and delete- of services, their list, the admin's password and the CA certificate."""
+"""create-, get-, update- and delete- of services, their list and the CA certificate."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-import msgspec
 from msgspec import UNSET
 
 from pgherd.api import render
@@ -15,10 +14,10 @@ from pgherd.errors import NotFound, Unsupported
 from pgherd.model import name as names
 from pgherd.model.pg_settings import flatten
 from pgherd.model.plan import PLANS, plan_named
-from pgherd.model.service import Change, Maintenance, Secrets, Wish
+from pgherd.model.pool import check_sum
+from pgherd.model.service import Change, Maintenance
 from pgherd.settings import Settings
 from pgherd.store.db import AsyncDb
-from pgherd.store.vault import Vault
 from pgherd.workflows import create, delete, update
 
 #: Fields of the contract that this version refuses, each with the values that change nothing and so may be sent.
@@ -29,7 +28,6 @@ _NOT_YET: dict[str, tuple[Any, ...]] = {
     "migration": (),
     "synchronous-replication": ("off",),
     "variant": ("aiven",),
-    "pgbouncer-settings": ({},),
     "pglookout-settings": ({},),
     "timescaledb-settings": ({},),
     "pgaudit-settings": ({},),
@@ -50,6 +48,7 @@ def read_change(body: dict[str, Any]) -> Change:
             ("work-mem", "work_mem"),
             ("shared-buffers-percentage", "shared_buffers_percentage"),
             ("pg-settings", "pg_settings"),
+            ("pgbouncer-settings", "pgbouncer_settings"),
             ("admin-password", "admin_password"),
         )
         if theirs in body
@@ -80,10 +79,9 @@ def _check_plan(wanted: str) -> None:
 class Services:
     """The handlers of one API process."""
 
-    def __init__(self, settings: Settings, db: AsyncDb, vault: Vault, operations: Operations) -> None:
+    def __init__(self, settings: Settings, db: AsyncDb, operations: Operations) -> None:
         self._settings = settings
         self._db = db
-        self._vault = vault
         self._operations = operations
 
     async def create(self, request: Request) -> object:
@@ -93,6 +91,9 @@ class Services:
         version = self._settings.default_version if change.version is UNSET else str(change.version)
         if change.pg_settings is not UNSET:
             flatten(change.pg_settings, int(version), plan_named(str(change.plan)))
+        if change.pgbouncer_settings is not UNSET:
+            limit = plan_named(str(change.plan)).max_connections
+            check_sum((), change.pgbouncer_settings, limit, "pgbouncer-settings")
         return await self._operations.open(request, partial(_create, name, change))
 
     async def update(self, request: Request) -> object:
@@ -115,18 +116,6 @@ class Services:
         """list-dbaas-services"""
         rows = await self._db.rows("views", organization_id=request.key.organization_id, name=None)
         return {"dbaas-services": [render.common(row, self._settings) for row in rows]}
-
-    async def reveal_password(self, request: Request) -> object:
-        """reveal-dbaas-postgres-user-password"""
-        row = await self._db.row(
-            "service_secrets", organization_id=request.key.organization_id, name=request.params["service-name"]
-        )
-        if row is None:
-            raise NotFound("Service does not exist")
-        if request.params["username"] != msgspec.convert(row["wish"], Wish).admin:
-            raise NotFound("User does not exist, or its password is not known here.")
-        known = msgspec.json.decode(self._vault.open(row["secrets"]), type=Secrets)
-        return {"username": request.params["username"], "password": known.password}
 
     async def ca_certificate(self, request: Request) -> object:
         """get-dbaas-ca-certificate: one CA an organization"""

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 from pgherd.contract.document import Contract, Route
 
-_ACCESS = "with users, databases and connection pools"
 _MAINTENANCE = "with maintenance windows"
 _UPGRADES = "with major upgrades"
 _REPLICAS = "with read replicas and migrations"
@@ -18,15 +17,6 @@ _TELEMETRY = "with metrics and logs"
 
 #: operationId -> when it comes.
 COMING: Mapping[str, str] = {
-    "create-dbaas-postgres-user": _ACCESS,
-    "delete-dbaas-postgres-user": _ACCESS,
-    "update-dbaas-postgres-allow-replication": _ACCESS,
-    "reset-dbaas-postgres-user-password": _ACCESS,
-    "create-dbaas-pg-database": _ACCESS,
-    "delete-dbaas-pg-database": _ACCESS,
-    "create-dbaas-pg-connection-pool": _ACCESS,
-    "update-dbaas-pg-connection-pool": _ACCESS,
-    "delete-dbaas-pg-connection-pool": _ACCESS,
     "start-dbaas-pg-maintenance": _MAINTENANCE,
     "create-dbaas-pg-upgrade-check": _UPGRADES,
     "get-dbaas-task": _UPGRADES,

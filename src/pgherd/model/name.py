@@ -1,4 +1,4 @@
-"""Rules for what a request names: services, admins, networks and times of day."""
+"""Rules for what a request names: services, users, databases, pools, networks and times of day."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ MOST_NETWORKS = 1024
 
 _SERVICE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _USER = re.compile(r"[_A-Za-z0-9][-._A-Za-z0-9]{0,62}")
+_PASSWORD = re.compile(r"[-_A-Za-z0-9]{8,256}")
+_LOCALE = re.compile(r"[A-Za-z][-_.@A-Za-z0-9]{0,127}")
 _NETWORK = re.compile(r"[0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?")
 _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]")
 _LABEL = "lower-case letters, digits and hyphens, a letter first and no hyphen last, at most 63 characters"
@@ -22,9 +24,11 @@ _LABEL = "lower-case letters, digits and hyphens, a letter first and no hyphen l
 RESERVED = frozenset(
     {
         *("all", "current_role", "current_user", "none", "pgbouncer", "postgres", "public", "replication"),
-        *("samegroup", "samerole", "sameuser", "session_user", "user"),
+        *("samegroup", "samerole", "sameuser", "session_user", "template0", "template1", "user"),
     }
 )
+#: Most characters of a database's name in the contract; PostgreSQL itself takes 63 bytes.
+_DATABASE_LENGTH = 40
 
 
 def service_name(name: str) -> str:
@@ -43,13 +47,51 @@ def organization_name(name: str) -> str:
 
 def admin_username(name: str) -> str:
     """The name, or Incorrect with the rule for a role's name; PostgreSQL's limit is 63 bytes."""
-    if not _USER.fullmatch(name):
+    return _named("admin-username", name)
+
+
+def username(name: str, field: str = "username") -> str:
+    """The name of a new user, or Incorrect with the rule."""
+    return _named(field, name)
+
+
+def database_name(name: str) -> str:
+    """The name of a new database, or Incorrect with the rule."""
+    return _named("database-name", name, _DATABASE_LENGTH)
+
+
+def pool_name(name: str) -> str:
+    """The name of a new pool, or Incorrect with the rule: clients name it where they name a database."""
+    return _named("name", name)
+
+
+def _named(field: str, name: str, most: int = 63) -> str:
+    if not _USER.fullmatch(name) or len(name) > most:
         raise Incorrect(
-            "admin-username: must be 1 to 63 letters, digits, hyphens, dots and underscores, no hyphen or dot first"
+            f"{field}: must be 1 to {most} letters, digits, hyphens, dots and underscores, no hyphen or dot first"
         )
+    if reserved(name):
+        raise Incorrect(f"{field}: {name} is reserved; so are names that begin with pg_ or pgherd")
+    return name
+
+
+def reserved(name: str) -> bool:
+    """Whether a name belongs to PostgreSQL, to PgBouncer or to the platform, in whatever case it is written."""
     low = name.lower()
-    if low in RESERVED or low.startswith(("pg_", "pgherd")):
-        raise Incorrect(f"admin-username: {name} is reserved; so are names that begin with pg_ or pgherd")
+    return low in RESERVED or low.startswith(("pg_", "pgherd"))
+
+
+def password(text: str) -> str:
+    """The password, or Incorrect with the rule; the text itself is never repeated."""
+    if not _PASSWORD.fullmatch(text):
+        raise Incorrect("password: must be 8 to 256 letters, digits, hyphens and underscores")
+    return text
+
+
+def locale(field: str, name: str) -> str:
+    """The name of a locale such as en_US.UTF-8 or C, or Incorrect; whether a host has it, the host says."""
+    if not _LOCALE.fullmatch(name):
+        raise Incorrect(f"{field}: must be the name of a locale such as en_US.UTF-8, de_CH.UTF-8 or C")
     return name
 
 

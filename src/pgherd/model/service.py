@@ -44,6 +44,7 @@ class Change(msgspec.Struct, frozen=True):
     work_mem: int | UnsetType = UNSET
     shared_buffers_percentage: int | UnsetType = UNSET
     pg_settings: dict[str, Any] | UnsetType = UNSET
+    pgbouncer_settings: dict[str, Any] | UnsetType = UNSET
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -59,6 +60,7 @@ class Wish(msgspec.Struct, frozen=True):
     work_mem: int | None = None
     shared_buffers_percentage: int | None = None
     pg_settings: dict[str, Any] = {}
+    pgbouncer_settings: dict[str, Any] = {}
 
     @classmethod
     def draft(cls, change: Change, default_version: str) -> Wish:
@@ -76,7 +78,7 @@ class Wish(msgspec.Struct, frozen=True):
         return first.changed(change)
 
     def changed(self, change: Change) -> Wish:
-        """The wish after a request: what was sent replaces, keys inside pg_settings merge."""
+        """The wish after a request: what was sent replaces, keys inside settings merge."""
         return msgspec.structs.replace(
             self,
             plan=_given(change.plan, self.plan),
@@ -89,6 +91,7 @@ class Wish(msgspec.Struct, frozen=True):
             work_mem=_given(change.work_mem, self.work_mem),
             shared_buffers_percentage=_given(change.shared_buffers_percentage, self.shared_buffers_percentage),
             pg_settings=merge(self.pg_settings, _given(change.pg_settings, {})),
+            pgbouncer_settings=merge(self.pgbouncer_settings, _given(change.pgbouncer_settings, {})),
         )
 
 

@@ -36,5 +36,6 @@ def requeue_stalled(tx: Transaction) -> None:
 
 
 def purge(tx: Transaction) -> None:
-    """Operations that ended a month ago are forgotten; no client polls that long."""
+    """Operations that ended a month ago are forgotten, no client polls that long; events are kept for a year."""
     tx.run("purge_operations")
+    tx.run("purge_events")

@@ -113,9 +113,6 @@ select id, organization_id, name, wish, settled, phase, notice, first_port, memo
 select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
   from service where id = %(id)s for update;
 
--- service_secrets --
-select wish, secrets from service where organization_id = %(organization_id)s and name = %(name)s and deleted_at is null;
-
 -- update_wish --
 update service set wish = %(wish)s, memory_bytes = %(memory_bytes)s, updated_at = now() where id = %(id)s;
 
@@ -159,7 +156,10 @@ select s.id, s.name, s.wish, s.phase, s.notice, s.first_port, s.created_at, s.up
        (select coalesce(jsonb_agg(jsonb_build_object('name', n.name, 'generation', n.generation, 'desired', n.spec ->> 'desired',
                 'status', n.status, 'age', extract(epoch from now() - n.observed_at), 'versions', h.facts -> 'versions',
                 'host_memory', h.facts -> 'memory_bytes') order by n.name), '[]')
-          from node n join host h on h.id = n.host_id where n.service_id = s.id) as nodes
+          from node n join host h on h.id = n.host_id where n.service_id = s.id) as nodes,
+       (select coalesce(jsonb_agg(jsonb_build_object('name', p.name, 'database', p.database_name, 'mode', p.mode,
+                'size', p.size, 'username', p.username) order by p.name), '[]')
+          from pool p where p.service_id = s.id) as pools
   from service s
  where s.organization_id = %(organization_id)s and s.deleted_at is null and (%(name)s::text is null or s.name = %(name)s)
  order by s.name;
@@ -199,6 +199,70 @@ select o.id, o.kind, o.state, o.reason, o.message, o.step, o.service_id, s.name 
 -- insert_operation --
 insert into operation (id, organization_id, service_id, kind, deadline, request_key, request_signature)
 values (%(id)s, %(organization_id)s, %(service_id)s, %(kind)s, now() + make_interval(secs => %(within)s), %(key)s, %(signature)s);
+
+-- set_task --
+update operation set task = %(task)s, secret = %(secret)s where id = %(id)s;
+
+-- task --
+select task, secret from operation where id = %(id)s;
+
+-- pending_tasks --
+select task from operation
+ where service_id = %(service_id)s and state = 'pending' and kind = 'access' order by created_at, id;
+
+-- keep_secret --
+insert into user_secret (service_id, name, secret)
+select service_id, task ->> 'name', secret from operation where id = %(operation)s and secret is not null
+on conflict (service_id, name) do update set secret = excluded.secret;
+
+-- forget_secret --
+delete from user_secret where service_id = %(service_id)s and name = %(name)s;
+
+-- known_passwords --
+select s.wish, s.secrets,
+       (select n.status from node n where n.service_id = s.id and n.status is not null order by n.name limit 1) as status,
+       array(select u.secret from user_secret u where u.service_id = s.id and u.name = %(username)s
+             union all
+             select o.secret from operation o
+              where o.service_id = s.id and o.state = 'pending' and o.task ->> 'name' = %(username)s
+                and o.secret is not null) as given
+  from service s
+ where s.organization_id = %(organization_id)s and s.name = %(name)s and s.deleted_at is null;
+
+-- pools --
+select name, database_name as database, mode, size, username from pool where service_id = %(service_id)s order by name;
+
+-- write_pool --
+insert into pool (service_id, name, database_name, mode, size, username)
+values (%(service_id)s, %(name)s, %(database)s, %(mode)s, %(size)s, %(username)s)
+on conflict (service_id, name) do update
+   set database_name = excluded.database_name, mode = excluded.mode, size = excluded.size, username = excluded.username;
+
+-- delete_pool --
+delete from pool where service_id = %(service_id)s and name = %(name)s;
+
+-- clear_access --
+with secrets as (delete from user_secret where service_id = %(service_id)s),
+     tasks as (update operation set secret = null where service_id = %(service_id)s and secret is not null)
+delete from pool where service_id = %(service_id)s;
+
+-- insert_event --
+insert into event (organization_id, key, remote, command, subject, result)
+select id, %(key)s, %(remote)s, %(command)s, %(subject)s, %(result)s from organization where id = %(organization_id)s
+returning id;
+
+-- end_event --
+update event set result = %(result)s where id = %(id)s returning id;
+
+-- events --
+select e.id, e.at, o.name as organization, e.key, e.remote, e.command, e.subject, e.result
+  from event e join organization o on o.id = e.organization_id
+ where (%(organization_id)s::uuid is null or e.organization_id = %(organization_id)s)
+   and (%(before)s::bigint is null or e.id < %(before)s)
+ order by e.id desc limit %(limit)s;
+
+-- purge_events --
+delete from event where at < now() - interval '1 year';
 
 -- defer --
 select procrastinate_defer_jobs_v1(array[row('operations', 'carry_out', 0, %(lock)s, %(queueing_lock)s,

@@ -118,4 +118,10 @@ def rotate(settings: Settings) -> str:
     return vault.current
 
 
-_COLUMNS = (("organization", "ca_key", "id"), ("api_key", "secret", "key"), ("service", "secrets", "id"))
+_COLUMNS = (
+    ("organization", "ca_key", "id"),
+    ("api_key", "secret", "key"),
+    ("service", "secrets", "id"),
+    ("operation", "secret", "id"),
+    ("user_secret", "secret", "ctid"),  # rows that are locked stay where they are
+)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from uuid import UUID
 
+import msgspec
 import psycopg
+from psycopg.types.json import Jsonb
 
 from pgherd import failpoints
 from pgherd.errors import Conflict, PgherdError
@@ -14,10 +16,18 @@ from pgherd.workflows.app import App, Caller
 
 
 def accept(
-    app: App, caller: Caller, operation: UUID, kind: str, within: float, wish: Callable[[Transaction], UUID]
+    app: App,
+    caller: Caller,
+    operation: UUID,
+    kind: str,
+    within: float,
+    wish: Callable[[Transaction], UUID],
+    task: msgspec.Struct | None = None,
+    secret: bytes | None = None,
 ) -> UUID:
     """Carry `wish` out, which returns the service's id, and open its operation, due in `within` seconds.
 
+    `task` is what the operation's run needs to know beside the wish, `secret` what it needs sealed by the vault.
     The same request again (key and signature) gets the operation that it got before, also when both run at
     once: the loser of the race may fail in `wish` because of what the winner did, so a failure looks again.
     Returns the operation's id, which is `operation` unless the request is a repeated one.
@@ -38,6 +48,8 @@ def accept(
                 key=caller.key,
                 signature=caller.signature,
             )
+            if task is not None:
+                tx.run("set_task", id=operation, task=Jsonb(msgspec.to_builtins(task)), secret=secret)
             tx.run("defer", lock=str(service), queueing_lock=str(operation), operation=str(operation))
             failpoints.passing(f"{kind} accept before commit")
     except (PgherdError, psycopg.errors.UniqueViolation) as error:

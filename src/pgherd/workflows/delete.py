@@ -59,5 +59,6 @@ def clear(run: Run) -> None:
 def clear_records(tx: Transaction, service: UUID) -> None:
     """The same for the reconciler, which finishes a delete whose operation ended early."""
     tx.run("clear_nodes", service_id=service)
+    tx.run("clear_access", service_id=service)
     tx.run("release_port_block", service_id=service)
     tx.run("clear_service", id=service)

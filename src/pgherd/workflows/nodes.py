@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from psycopg.rows import DictRow
@@ -14,9 +16,10 @@ from pgherd.model import certificates
 from pgherd.model.name import network
 from pgherd.model.pg_settings import flatten
 from pgherd.model.plan import PLANS, memory
+from pgherd.model.pool import parameters
 from pgherd.model.service import Secrets, Wish
 from pgherd.sealing import seal
-from pgherd.spec import Admin, NodeSpec, Tls
+from pgherd.spec import Admin, NodeSpec, Pool, Tls
 from pgherd.store.db import Transaction
 from pgherd.workflows.run import Run
 
@@ -69,11 +72,11 @@ def ensure_specs(run: Run) -> None:
     """Every node's host is told what the service shall be; a spec that says so already is left alone."""
     with run.transaction() as tx:
         row = service_row(tx, run)
-        wish, known = wish_of(row), secrets_of(run, row)
+        wish, known, pools = wish_of(row), secrets_of(run, row), pools_of(tx, run.service)
         changed = False
         for node in tx.rows("nodes", service_id=run.service):
             sealed = _sealed(tx, node, row["certificate"], known)
-            spec = msgspec.to_builtins(_spec(run, row, wish, node, sealed))
+            spec = msgspec.to_builtins(_spec(run, row, wish, pools, node, sealed))
             del spec["generation"]
             if spec != node["spec"]:
                 tx.run("write_spec", id=node["id"], spec=Jsonb(spec))
@@ -98,7 +101,7 @@ def _sealed(tx: Transaction, node: DictRow, certificate: str, known: Secrets) ->
     return found
 
 
-def _spec(run: Run, row: DictRow, wish: Wish, node: DictRow, sealed: dict[str, str]) -> NodeSpec:
+def _spec(run: Run, row: DictRow, wish: Wish, pools: list[Pool], node: DictRow, sealed: dict[str, str]) -> NodeSpec:
     plan = PLANS[wish.plan]
     settings = run.app.settings
     return NodeSpec(
@@ -123,8 +126,36 @@ def _spec(run: Run, row: DictRow, wish: Wish, node: DictRow, sealed: dict[str, s
         admin=Admin(wish.admin, sealed["verifier"]),
         tls=Tls(row["certificate"], sealed["tls_key"]),
         disk_bytes=plan.disk_bytes,
+        memory_bytes=plan.memory_bytes,
+        cpus=plan.cpus,
         restart=node["restart"],
+        pools=pools,
+        pooler=parameters(wish.pgbouncer_settings),
     )
+
+
+def change_specs(run: Run, change: Callable[[DictRow], dict[str, Any]]) -> None:
+    """Every node's host is told these fields of the spec, and of the rest what it was told last.
+
+    So that a task or a pool does not bring a change into force that another operation, still waiting, stands for.
+    `change` gets the node's row and answers only fields that shall differ.
+    """
+    with run.transaction() as tx:
+        changed = False
+        for node in tx.rows("nodes", service_id=run.service):
+            if node["spec"] is None or node["spec"]["desired"] != "running":
+                raise Conflict("The service does not run; nothing can be changed in it.")
+            spec = node["spec"] | change(node)
+            if spec != node["spec"]:
+                tx.run("write_spec", id=node["id"], spec=Jsonb(spec))
+                changed = True
+        if changed:
+            tx.run("wake_hosts", service_id=run.service)
+
+
+def pools_of(tx: Transaction, service: UUID) -> list[Pool]:
+    """The pools that a service shall have, by name."""
+    return [msgspec.convert(row, Pool) for row in tx.rows("pools", service_id=service)]
 
 
 def nodes_in_force(run: Run) -> str | None:
@@ -134,7 +165,7 @@ def nodes_in_force(run: Run) -> str | None:
     for node in nodes:
         status: dict[str, Any] = node["status"] or {}
         if status.get("refused", 0) >= node["generation"]:
-            raise NodeFailed(f"Node {node['name']}: {_clean(status['reason'])}")
+            raise NodeFailed(f"Node {node['name']}: {clean(status['reason'])}")
         if status.get("generation", -1) < node["generation"]:
             return f"{node['name']}: {status.get('reason') or status.get('step') or 'waits for its host'}"
         if status["state"] != "running" or status["restart"] != node["restart"]:
@@ -142,7 +173,7 @@ def nodes_in_force(run: Run) -> str | None:
     return None
 
 
-def _clean(reason: str) -> str:
+def clean(reason: str) -> str:
     """A host's words, which a tenant may have influenced, as one bounded printable line."""
     return re.sub(r"[^\x20-\x7e]+", " ", reason)[:300] or "no reason given"
 
@@ -161,7 +192,7 @@ def restart_where_pending(run: Run) -> None:
         stuck = [node for node in pending if node["restart_generation"] == node["generation"]]
         if stuck:
             names = ", ".join(stuck[0]["status"]["pending_restart"])
-            raise NodeFailed(f"pg-settings: PostgreSQL did not take {_clean(names)} even after a restart.")
+            raise NodeFailed(f"pg-settings: PostgreSQL did not take {clean(names)} even after a restart.")
         for node in pending:
             tx.run("ask_restart", id=node["id"])
         if pending:

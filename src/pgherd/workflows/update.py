@@ -13,6 +13,7 @@ from pgherd.errors import Conflict, Incorrect, NotFound
 from pgherd.fleet.placement import GIB
 from pgherd.model.pg_settings import flatten
 from pgherd.model.plan import PLANS
+from pgherd.model.pool import check_sum
 from pgherd.model.service import Change, Wish
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
@@ -20,6 +21,7 @@ from pgherd.workflows.app import App, Caller
 from pgherd.workflows.nodes import (
     NodeFailed,
     ensure_certificates,
+    pools_of,
     restart_where_pending,
     service_row,
     start_nodes,
@@ -49,6 +51,9 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
         new = old.changed(change)
         flatten(new.pg_settings, int(new.version), PLANS[new.plan])
         _refuse_smaller_disk(tx, row, old, new)
+        if new.plan != old.plan or new.pgbouncer_settings != old.pgbouncer_settings:
+            field = "plan" if new.plan != old.plan else "pgbouncer-settings"
+            check_sum(pools_of(tx, row["id"]), new.pgbouncer_settings, PLANS[new.plan].max_connections, field)
         memory_bytes = PLANS[new.plan].memory_bytes * PLANS[new.plan].nodes
         tx.run("update_wish", id=row["id"], wish=Jsonb(msgspec.to_builtins(new)), memory_bytes=memory_bytes)
         service: UUID = row["id"]

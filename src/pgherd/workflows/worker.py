@@ -24,7 +24,7 @@ from procrastinate.jobs import Job
 from psycopg.rows import DictRow, dict_row
 
 from pgherd.store.db import Transaction
-from pgherd.workflows import create, delete, update
+from pgherd.workflows import access, create, delete, pools, update
 from pgherd.workflows.app import App
 from pgherd.workflows.run import GiveBack, Run, Superseded, carry_out
 
@@ -34,6 +34,8 @@ WORKS: dict[str, Callable[[Run], None]] = {
     "create": create.carry_out,
     "update": update.carry_out,
     "delete": delete.carry_out,
+    "access": access.carry_out,
+    "pools": pools.carry_out,
 }
 
 HEARTBEAT = 5.0  # seconds between a worker's signs of life
