@@ -13,6 +13,8 @@ missing_packages() {
     command -v s6-svscan >/dev/null 2>&1 || echo s6
     command -v execlineb >/dev/null 2>&1 || echo execline
     command -v flock >/dev/null 2>&1 || echo util-linux
+    # The firewall of the services, which only root has; the package's own rules and unit stay off.
+    [ "$(id -u)" != 0 ] || command -v nft >/dev/null 2>&1 || [ -x /usr/sbin/nft ] || echo nftables
     /usr/bin/python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || echo python3-venv
     locale_present || [ -e /usr/share/i18n/locales/en_US ] || echo locales
     [ -n "${PGHERD_POSTGRES_BINDIRS:-}" ] && return

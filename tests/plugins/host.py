@@ -26,7 +26,8 @@ from pgherd import sealing
 from pgherd.agent import agent as agent_module
 from pgherd.agent.agent import Agent
 from pgherd.agent.link import Bell
-from pgherd.drivers import os_users
+from pgherd.drivers import os_users, postgres
+from pgherd.drivers.postgres import Cluster
 from pgherd.settings import Settings
 from pgherd.spec import Admin, HostFacts, Memory, NodeSpec, NodeStatus, Tls
 
@@ -76,7 +77,10 @@ class RunningHost:
     def __init__(self, home: Path, warm_pool: int = 0) -> None:
         self.home = home
         uids = "210000-210999"
-        self.settings = Settings(home=str(home), warm_pool=warm_pool, uid_range=uids)
+        self.settings = Settings(
+            home=str(home), warm_pool=warm_pool, uid_range=uids, service_ports="30000-32767",
+            listen=f"127.0.0.1:{_free_port()}",
+        )  # fmt: skip
         self.link = MemoryLink()
         self.start()
 
@@ -137,6 +141,11 @@ class RunningHost:
         given |= {"dbname": "defaultdb", "user": "avnadmin", "password": PASSWORD}
         return psycopg.connect(autocommit=True, **(given | more))
 
+    def sql(self, spec: NodeSpec, script: str) -> str:
+        """As the platform does, on the node's own socket."""
+        program = self.agent.programs[spec.version]
+        return postgres.psql(Cluster(program, self.directory(spec), self.account(spec), spec.port), script)
+
     def account(self, spec: NodeSpec) -> Any:
         return self.agent.slots.account(self.directory(spec))
 
@@ -149,10 +158,12 @@ class RunningHost:
             self.stop()
         with contextlib.suppress(Exception):
             self.agent.supervisor.stop_scanner(wait=30)
+        self.agent.host.firewall.remove()
         for parent in (self.home / "nodes", self.home / "warm"):
             for directory in parent.iterdir() if parent.exists() else ():
                 with contextlib.suppress(Exception):
                     self.agent.slots.discard(directory)
+        self.agent.host.limits.remove_all()
         shutil.rmtree(self.home, ignore_errors=True)
 
 
@@ -180,7 +191,7 @@ _given: set[int] = set()
 
 def _free_port() -> int:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4
-    for port in range(30000 + worker * 680, 30680 + worker * 680):
+    for port in range(30000 + worker * 680, 30680 + worker * 680, 4):
         with socket.socket() as probe:
             try:
                 probe.bind(("0.0.0.0", port))

@@ -20,9 +20,10 @@ from pgherd.drivers.supervisor.processes import running
 from pgherd.spec import NodeSpec, NodeStatus
 from tests.plugins.host import RunningHost, until
 
-_RUNNING = ["place", "configure", "supervise", "start", "restart", "reload", "admin", "record"]
+_RUNNING = ["place", "firewall", "limits", "configure", "supervise", "start", "restart", "reload", "admin", "record"]
 _PLACES = [f"running {step} {edge}" for step in _RUNNING for edge in ("begin", "end")]
-_PLACES += [f"absent {step} {edge}" for step in ("stop", "delete", "record") for edge in ("begin", "end")]
+_ABSENT = ["stop", "delete", "limits", "firewall", "record"]
+_PLACES += [f"absent {step} {edge}" for step in _ABSENT for edge in ("begin", "end")]
 
 
 class AgentProcess:
@@ -94,7 +95,7 @@ def test_the_places_are_those_that_a_create_and_a_delete_pass(process: AgentProc
 
 
 # The end of one step is the same to a node as the begin of the next.
-@pytest.mark.parametrize("place", [p for p in _PLACES if p.endswith("end") or p in (_PLACES[0], _PLACES[-6])])
+@pytest.mark.parametrize("place", [p for p in _PLACES if p.endswith("end") or p in (_PLACES[0], "absent stop begin")])
 def test_killed_at_any_place_the_wish_comes_true(process: AgentProcess, place: str) -> None:
     (process.points / "arm").write_text(f"agent {place} kill\n")
     spec = process.wish(process.host.spec())

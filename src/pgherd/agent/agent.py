@@ -20,9 +20,11 @@ import msgspec
 
 from pgherd import failpoints, sealing
 from pgherd.agent import report, warm
-from pgherd.agent.converge import Broken, Convergence, Host, Refused, service_name, status_of, write_private
+from pgherd.agent.converge import Broken, Convergence, Host, Refused, door, service_name, status_of, write_private
 from pgherd.agent.link import Link, PostgresLink
 from pgherd.drivers import postgres
+from pgherd.drivers.firewall import Door, Firewall
+from pgherd.drivers.limits import Limits
 from pgherd.drivers.os_users import OsUsers
 from pgherd.drivers.postgres import NotReady, Observation
 from pgherd.drivers.supervisor import Supervisor
@@ -81,6 +83,7 @@ class Agent:
         self.host = Host(
             self.home, self.supervisor, self.slots, self.programs, self._private_key(),
             getpass.getuser(), threading.BoundedSemaphore(cores * 2),
+            Firewall(self.home.root, [settings.port_range, (settings.listen_address[1],) * 2]), Limits(self.home.root),
         )  # fmt: skip
         self.nodes: dict[str, Node] = {}
         self._unsent: dict[str, NodeStatus] = {}
@@ -97,6 +100,7 @@ class Agent:
         """Work until `stop`."""
         self.slots.clean()
         self._load()
+        self.host.firewall.begin(self._doors())
         self.supervisor.ensure_scanner()
         while not self._stopping.is_set():
             pause = self._turn()
@@ -118,6 +122,7 @@ class Agent:
             self.supervisor.ensure_scanner()
         except (PgherdError, OSError) as error:
             log.error("The supervisor: %s", error)
+        self.host.firewall.keep()
         try:
             self._exchange()
         except Unavailable as error:
@@ -317,6 +322,16 @@ class Agent:
         unknown = {n for n in self.supervisor.names() if n.startswith("node-")} - {service_name(n) for n in self.nodes}
         if unknown:
             log.warning("Services that no spec is known for are left alone: %s", ", ".join(sorted(unknown)))
+
+    def _doors(self) -> dict[str, Door]:
+        """The doors of the nodes that are kept: they are there before any of their servers is started."""
+        found = {}
+        for node_id, node in self.nodes.items():
+            try:
+                found[node_id] = door(self.host, node.spec)
+            except PgherdError as error:
+                log.error("node %s: no door: %s", node_id, error)
+        return found
 
     def _forget(self, node_id: str) -> None:
         node = self.nodes.get(node_id)

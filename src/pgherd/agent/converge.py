@@ -21,7 +21,9 @@ import msgspec
 
 from pgherd import failpoints, sealing
 from pgherd.agent import report, tasks, warm
-from pgherd.drivers import config_files, extensions, hba, postgres, postgres_settings
+from pgherd.drivers import config_files, extensions, hba, limits, postgres, postgres_settings
+from pgherd.drivers.firewall import Door, Firewall
+from pgherd.drivers.limits import Limits
 from pgherd.drivers.postgres import Cluster, NotReady, Observation, Program
 from pgherd.drivers.supervisor import Service, Supervisor
 from pgherd.errors import HostFault, Interrupted, PgherdError, Unsupported
@@ -51,6 +53,8 @@ class Host:
     private_key: bytes
     os_user: str  # the calling user, as whom everything runs without root
     starting: threading.BoundedSemaphore
+    firewall: Firewall
+    limits: Limits
 
 
 class Record(msgspec.Struct):
@@ -99,6 +103,8 @@ class Convergence:
 
     def _run(self) -> None:
         self._do("place", self._ensure_directory)
+        self._do("firewall", self._ensure_door)
+        self._do("limits", self._ensure_limits)
         self._do("configure", self._ensure_configuration)
         self._do("supervise", self._ensure_supervised)
         self._do("start", self._ensure_started)
@@ -113,6 +119,9 @@ class Convergence:
     def _remove(self) -> None:
         self._do("stop", lambda: self.host.supervisor.remove(self.service, gently=False))
         self._do("delete", lambda: self.host.slots.discard(self.directory))
+        # Last, so that no process of the node is ever outside its walls.
+        self._do("limits", lambda: self.host.limits.remove(self.spec.node_id))
+        self._do("firewall", lambda: self.host.firewall.drop(self.spec.node_id))
 
     def _do(self, name: str, work: Callable[[], None]) -> None:
         if self.overtaken():
@@ -143,6 +152,13 @@ class Convergence:
 
     def _ensure_directory(self) -> None:
         self.host.slots.ensure(self._program(), self.directory)
+
+    def _ensure_door(self) -> None:
+        self.host.firewall.put(self.spec.node_id, door(self.host, self.spec))
+
+    def _ensure_limits(self) -> None:
+        host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.host.limits.ensure(self.spec.node_id, limits.bounds(self.spec, host_memory))
 
     def _ensure_configuration(self) -> None:
         cluster = self.cluster
@@ -192,6 +208,7 @@ class Convergence:
                 oom_score_adj=-500,
                 start=False,
                 own_user=cluster.account is not None,
+                groups=self.host.limits.groups(self.spec.node_id),
             ),
         )
 
@@ -250,6 +267,7 @@ class Convergence:
         if self.seen.restart < self.spec.restart:
             self.seen = None
             self.host.supervisor.restart(self.service, _STOP_PATIENCE)
+            self._ensure_limits()  # a smaller one was too small for what was still in use
             self._await_answer(time.monotonic() + _START_PATIENCE)
 
     def _ensure_reloaded(self) -> None:
@@ -303,6 +321,14 @@ class Convergence:
         write_private(self.directory / "node.json", msgspec.json.encode(record))
 
 
+def door(host: Host, spec: NodeSpec) -> Door:
+    """What the packet filter must know of a node; its processes' uid only when its directory is there."""
+    directory = host.home.nodes / spec.node_id
+    account = host.slots.account(directory) if directory.exists() else None
+    networks = tuple(hba.allowed_networks(spec.ip_filter, spec.loopback))
+    return Door(spec.port, networks, spec.service_id, account.uid if account else None)
+
+
 def service_name(node_id: str) -> str:
     """The name of a node's service directory."""
     return f"node-{node_id}"
@@ -343,4 +369,4 @@ def _first_complaint(said: str) -> str:
     return said.splitlines()[0]
 
 
-__all__ = ["Broken", "Convergence", "Host", "PgherdError", "Refused", "service_name", "status_of"]
+__all__ = ["Broken", "Convergence", "Host", "PgherdError", "Refused", "door", "service_name", "status_of"]

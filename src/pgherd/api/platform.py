@@ -139,6 +139,6 @@ def _value(value: Any) -> Any:
 
 def _host(row: Row) -> dict[str, Any]:
     facts = row["facts"] or {}
-    known = {"memory_bytes": "memory", "cores": "cores", "versions": "versions"}
+    known = {"memory_bytes": "memory", "cores": "cores", "versions": "versions", "extensions": "extensions"}
     shown = _shown({name: row[name] for name in ("id", "name", "seen_at", "services", "memory_promised")})
     return shown | {ours: facts[name] for name, ours in known.items() if name in facts}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pgherd.cli import instance, operation, platform, screen, service
+from pgherd.cli.extensions import list_extensions
 from pgherd.cli.help_text import Grouped
 from pgherd.cli.outcome import CliError, Exit
 from pgherd.cli.screen import Form
@@ -34,6 +35,7 @@ def build() -> typer.Typer:
     app.add_typer(platform.org, name="org", rich_help_panel=access)
     app.add_typer(platform.key, name="key", rich_help_panel=access)
     app.add_typer(platform.host, name="host", rich_help_panel=access)
+    app.command("extensions", rich_help_panel="Services")(list_extensions)
     instance.register(app)
     return app
 

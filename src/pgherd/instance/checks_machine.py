@@ -42,7 +42,7 @@ def privileges() -> Iterator[Finding]:
         "users",
         "not root, so these protections are off: an OS user for each service (a service's PostgreSQL can read the files"
         " of the others and of pgherd, the operator's key too), unprivileged users for API and metadata, root-owned"
-        " releases, memory priorities",
+        " releases, memory priorities, the firewall, limits of memory and processes",
         "Fine for one person's own databases. With tenants who do not trust each other, run `make up` as root.",
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from pgherd.errors import PgherdError
 from pgherd.home import Home
-from pgherd.instance import checks_instance, checks_machine, effective
+from pgherd.instance import checks_instance, checks_machine, checks_walls, effective
 from pgherd.instance.accounts import accounts
 from pgherd.instance.findings import Finding
 from pgherd.instance.processes import supervisor_of
@@ -57,6 +57,8 @@ def _of(settings: Settings, home: Home, environ: Mapping[str, str]) -> Iterator[
         yield from checks_instance.api(settings, supervisor)
         yield from checks_machine.ports(settings, checks_instance.node_ports(home))
         yield from checks_instance.files(settings, home, who)
+        yield from checks_walls.firewall(home, checks_instance.node_ports(home))
+        yield from checks_walls.limits(home, supervisor)
     except (PermissionError, PgherdError, KeyError) as error:
         yield Finding("warning", "instance", f"cannot be looked at: {error}", "Run doctor as the user of `make up`.")
     yield from checks_instance.boot(home)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pgherd.drivers.firewall import Firewall
+from pgherd.drivers.limits import Limits
 from pgherd.drivers.supervisor import Supervisor
 from pgherd.errors import Incorrect
 from pgherd.home import Home
@@ -69,6 +71,9 @@ def down(environ: Mapping[str, str], say: Say) -> None:
         supervisor = supervisor_of(home, who)
         supervisor.stop_scanner(first=NAMES, last=(METADATA,), wait=90)
         await_none(home, say)
+        # The agent raises the walls again before it starts a service.
+        Firewall(home.root).remove()
+        Limits(home.root).remove_all()
 
 
 def restart(environ: Mapping[str, str], say: Say) -> None:
@@ -124,7 +129,8 @@ def _start_tree(
 ) -> None:
     """The scanner with all directories written, and the metadata server running."""
     if not supervisor.scanner_alive():
-        for prefix in ("node-", *NAMES):  # services are started by the agent, few at a time; our own once prepared
+        # Services are started by the agent, few at a time; our own once prepared.
+        for prefix in ("node-", "pool-", *NAMES):
             supervisor.mark_all_down(prefix)
     if not supervisor.state("api").up:
         ensure_port_free(settings)

@@ -35,7 +35,8 @@ class Service:
 
     `own_user` says that no other service has this user, so that the end of the service ends every process
     of it. `kill_after_ms`: SIGKILL that long after `down_signal`. `start`: start it when first written and at
-    each start of the scanner; False writes a `down` file, which `up` removes.
+    each start of the scanner; False writes a `down` file, which `up` removes. `groups`: control groups that the process
+    joins while it is still root.
     """
 
     argv: Sequence[str]
@@ -46,6 +47,7 @@ class Service:
     oom_score_adj: int | None = None
     start: bool = True
     own_user: bool = False
+    groups: Sequence[Path] = ()
 
 
 def render(directory: Path, logs: Path, service: Service, user: str | None, log_user: str | None) -> Files:
@@ -54,6 +56,8 @@ def render(directory: Path, logs: Path, service: Service, user: str | None, log_
     adjust = ""
     if service.oom_score_adj is not None:
         adjust = f"{{ echo {service.oom_score_adj} >/proc/self/oom_score_adj; }} 2>/dev/null; "
+    for group in service.groups:
+        adjust += f"{{ echo 0 >{shlex.quote(str(group / 'cgroup.procs'))}; }} 2>/dev/null; "
     main = f'echo $$ >{shlex.quote(str(directory / "holder"))}; {adjust}exec "$0" "$@"'
     run = (
         "#!/bin/sh\n"
