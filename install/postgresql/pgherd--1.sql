@@ -160,6 +160,12 @@ BEGIN
         RAISE insufficient_privilege USING MESSAGE = format('extension %I is not one that services offer', wrong),
             HINT = 'SHOW extwlist.extensions lists those that are.';
     END IF;
+    SELECT extname INTO wrong FROM pg_event_trigger_ddl_commands() JOIN pg_extension e ON e.oid = objid
+        JOIN pg_available_extensions() a ON a.name = extname
+        WHERE classid = 'pg_extension'::regclass AND extversion <> a.default_version;
+    IF FOUND THEN
+        RAISE insufficient_privilege USING MESSAGE = format('extension %I is offered in its default version only', wrong);
+    END IF;
     -- The script ran as the superuser, who may write every schema; one of its own, made by the script, is the superuser's.
     SELECT nspname INTO wrong FROM pg_event_trigger_ddl_commands() JOIN pg_extension e ON e.oid = objid
         JOIN pg_namespace n ON n.oid = e.extnamespace

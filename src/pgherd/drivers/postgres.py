@@ -29,8 +29,14 @@ BAKE = 2
 LOCALES = ("en_US.UTF-8", "C.UTF-8", "C")
 _PSQL_MEMORY = 192 << 20  # bytes; a forged server could fill the memory with one answer
 _DEFAULT_PLACE = "/usr/lib/postgresql"
+#: What wins over what an owner of a database has set for all who connect to it.
 _OPTIONS = {
     "search_path": "pg_catalog",
+    "role": "none",
+    "local_preload_libraries": "",
+    "standard_conforming_strings": "on",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read\\ committed",
     "statement_timeout": "5000",
     "lock_timeout": "2000",
     "log_min_error_statement": "panic",  # a failed statement may hold a verifier; it must not be logged
@@ -238,6 +244,7 @@ def psql(
     env = {
         "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in (_OPTIONS | (options or {})).items()),
         "PGAPPNAME": "pgherd", "PGCONNECT_TIMEOUT": "3", "PGGSSENCMODE": "disable", "PGSSLMODE": "disable",
+        "PGCLIENTENCODING": "UTF8",
         # Not -d: a name with `=` in it would be read as where to connect.
         "PGDATABASE": database,
     }  # fmt: skip
@@ -315,7 +322,7 @@ def creating_admin(name: str, verifier: str) -> str:
     query = sql.SQL("""
     SELECT format('CREATE ROLE %I', {name}) WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {name}) \\gexec
     ALTER ROLE {role} LOGIN CREATEDB CREATEROLE NOSUPERUSER NOREPLICATION NOBYPASSRLS PASSWORD {verifier};
-    SELECT EXISTS (SELECT FROM pg_database WHERE datname = 'defaultdb') AS present \\gset
+    SELECT EXISTS (SELECT FROM pg_database WHERE datname = 'defaultdb' AND datallowconn) AS present \\gset
     \\if :present
     ALTER DATABASE defaultdb OWNER TO {role};
     \\connect defaultdb
