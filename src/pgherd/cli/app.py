@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pgherd.cli import instance, operation, platform, screen, service
+from pgherd.cli import access, instance, operation, platform, screen, service
 from pgherd.cli.extensions import list_extensions
 from pgherd.cli.help_text import Grouped
 from pgherd.cli.outcome import CliError, Exit
@@ -29,13 +29,17 @@ def build() -> typer.Typer:
     app.callback()(_root)
     services = "Services"
     app.add_typer(service.app, name="service", rich_help_panel=services)
+    app.add_typer(access.user, name="user", rich_help_panel=services)
+    app.add_typer(access.database, name="database", rich_help_panel=services)
+    app.add_typer(access.pool, name="pool", rich_help_panel=services)
     app.add_typer(operation.app, name="operation", rich_help_panel=services)
     app.command("api", rich_help_panel=services)(operation.call)
-    access = "Organizations and access"
-    app.add_typer(platform.org, name="org", rich_help_panel=access)
-    app.add_typer(platform.key, name="key", rich_help_panel=access)
-    app.add_typer(platform.host, name="host", rich_help_panel=access)
-    app.command("extensions", rich_help_panel="Services")(list_extensions)
+    app.command("extensions", rich_help_panel=services)(list_extensions)
+    keys = "Organizations and access"
+    app.add_typer(platform.org, name="org", rich_help_panel=keys)
+    app.add_typer(platform.key, name="key", rich_help_panel=keys)
+    app.add_typer(platform.host, name="host", rich_help_panel=keys)
+    app.command("events", rich_help_panel=keys)(platform.events)
     instance.register(app)
     return app
 

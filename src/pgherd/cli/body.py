@@ -44,9 +44,10 @@ def _shared(api: Api, wish: Mapping[str, Any]) -> dict[str, Any]:
     maintenance = _maintenance(wish.get("maintenance_dow"), wish.get("maintenance_time"))
     if maintenance:
         body["maintenance"] = maintenance
-    if wish.get("pg_setting"):
-        schema = api.call("get-dbaas-settings-pg")["settings"]["pg"]
-        body["pg-settings"] = typed_settings(schema, wish["pg_setting"])
+    for program in ("pg", "pgbouncer"):
+        if wish.get(f"{program}_setting"):
+            schema = api.call("get-dbaas-settings-pg")["settings"][program]
+            body[f"{program}-settings"] = typed_settings(schema, wish[f"{program}_setting"])
     return body
 
 

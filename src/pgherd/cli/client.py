@@ -39,9 +39,10 @@ class Api:
         where = route["path"].format(**{name: quote(value, safe="") for name, value in zip(names, path, strict=True)})
         return self._send(route["verb"], self.credentials.url + where, body, *path[:1])
 
-    def own(self, method: str, *path: str, body: Any = None) -> Any:
+    def own(self, method: str, *path: str, body: Any = None, query: str = "") -> Any:
         """Call one of pgherd's own resources under /pgherd/v1. Raises CliError."""
         url = "/".join([self.credentials.own_url, *(quote(part, safe="") for part in path)])
+        url += f"?{query}" if query else ""
         return self._send(method, url, body, repeatable=method == "GET")
 
     def _send(self, method: str, url: str, body: Any, subject: str = "NAME", *, repeatable: bool = True) -> Any:

@@ -40,6 +40,7 @@ def service_facts(service: dict[str, Any], now: datetime) -> list[tuple[str, obj
         ("URI", service.get("uri")),
         ("Databases", ", ".join(service.get("databases") or [])),
         ("Users", ", ".join(f"{user['username']} ({user['type']})" for user in service.get("users") or [])),
+        ("Pools", ", ".join(_pool(pool) for pool in service.get("connection-pools") or [])),
         ("IP filter", ", ".join(service.get("ip-filter") or []) or "empty: nobody from outside"),
         ("Connections", service.get("max-connections")),
         ("Protected", yes(service.get("termination-protection"))),
@@ -48,6 +49,7 @@ def service_facts(service: dict[str, Any], now: datetime) -> list[tuple[str, obj
         ("Work memory", _with_unit(service.get("work-mem"), "MB")),
         ("Shared buffers", _with_unit(service.get("shared-buffers-percentage"), "% of the memory")),
         ("Settings", [f"{name} = {value}" for name, value in flat(service.get("pg-settings") or {})]),
+        ("PgBouncer", [f"{name} = {value}" for name, value in flat(service.get("pgbouncer-settings") or {})]),
         ("Notices", [note.get("message") for note in service.get("notifications") or []]),
         ("Created", age(service.get("created-at"), now)),
         ("Changed", age(service.get("updated-at"), now)),
@@ -112,6 +114,10 @@ def with_password(uri: str, password: str) -> str:
 def _node(node: dict[str, Any]) -> str:
     role = f" [{node['role']}]" if node.get("role") else ""
     return describe_node(node) + role if not node.get("reason") else describe_node(node)
+
+
+def _pool(pool: dict[str, Any]) -> str:
+    return f"{pool['name']} ({pool['database']}, {pool['mode']}, {pool['size']})"
 
 
 def _sizes(service: dict[str, Any]) -> str:

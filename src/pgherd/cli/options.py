@@ -39,3 +39,7 @@ PgSetting = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="PostgreSQL setting, also GROUP.KEY=VALUE; repeat it for several."),
 ]
+PgbouncerSetting = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="PgBouncer setting; repeat it for several."),
+]

@@ -1,4 +1,4 @@
-"""`pgherd org`, `pgherd key`, `pgherd host`: who may use the platform, and where it runs."""
+"""`pgherd org`, `pgherd key`, `pgherd host`, `pgherd events`: who may use the platform, who did, where it runs."""
 
 from __future__ import annotations
 
@@ -128,6 +128,20 @@ def list_hosts(form: Form = None) -> None:
     ]
     headers = ("NAME", "SERVICES", "CORES", "MEMORY", "PROMISED", "POSTGRESQL", "SEEN")
     screen.show_rows(found, headers, rows)
+
+
+def events(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 50,
+    before: Annotated[int | None, typer.Option(min=1, help="Only those older than the event of this id.")] = None,
+    form: Form = None,
+) -> None:
+    """List who changed or revealed what, the newest first."""
+    query = f"limit={limit}" + (f"&before={before}" if before else "")
+    found = connect().own("GET", "event", query=query)["events"]
+    shown = ("organization", "key", "remote", "command", "subject", "result")
+    rows = [(one["id"], one["at"][:19].replace("T", " "), *(one[name] for name in shown)) for one in found]
+    headers = ("ID", "TIME (UTC)", "ORGANIZATION", "KEY", "FROM", "WHAT", "ABOUT", "RESULT")
+    screen.show_rows(found, headers, rows, "Nothing has been changed or revealed yet.")
 
 
 def _size(thing: dict[str, Any], field: str) -> str:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pgherd.cli.client import Api
 from pgherd.cli.outcome import CliError, Exit
@@ -19,14 +20,17 @@ from pgherd.cli.outcome import CliError, Exit
 _FOREIGN = ("PGPASSWORD", "PGCLUSTER", "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGREQUIRESSL", "PGSSLCRL")
 
 
-def start(api: Api, name: str, user: str, database: str, arguments: Sequence[str]) -> None:
-    """Become psql, connected to the service; returns never. Raises CliError."""
+def start(api: Api, name: str, user: str, database: str, pool: str, arguments: Sequence[str]) -> None:
+    """Become psql, connected to the service or to one of its pools; returns never. Raises CliError."""
     program = find_program()
     service = api.call("get-dbaas-service-pg", name)
     params = service.get("uri-params") or {}
     if not params.get("host") or not params.get("port"):
         hint = f"Wait for it: pgherd service wait {name}"
         raise CliError(Exit.FAILED, f"{name} has no address yet; its state is {service.get('state')}.", hint)
+    if pool:
+        params = {**params, **through(service, pool)}
+        database = pool
     user = user or params.get("user") or "avnadmin"
     password = api.call("reveal-dbaas-postgres-user-password", name, user)["password"]
     authority = api.call("get-dbaas-ca-certificate")["certificate"]
@@ -36,6 +40,16 @@ def start(api: Api, name: str, user: str, database: str, arguments: Sequence[str
     }
     environ = environment(os.environ, params, user, database, files)
     os.execve(program, ["psql", *arguments], environ)  # noqa: S606 - an argument list, no shell
+
+
+def through(service: Mapping[str, Any], pool: str) -> dict[str, str]:
+    """What differs from the service's own address when the connection goes through a pool. Raises CliError."""
+    for one in service.get("connection-pools") or []:
+        if one["name"] == pool:
+            port = urlsplit(one["connection-uri"]).port
+            return {"port": str(port)} | ({"user": one["username"]} if one.get("username") else {})
+    known = ", ".join(one["name"] for one in service.get("connection-pools") or []) or "none"
+    raise CliError(Exit.NOT_FOUND, f"{service['name']} has no connection pool {pool}; there are: {known}.")
 
 
 def environment(

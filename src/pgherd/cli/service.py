@@ -21,6 +21,7 @@ from pgherd.cli.options import (
     IpFilter,
     MaintenanceDow,
     MaintenanceTime,
+    PgbouncerSetting,
     PgSetting,
     Protection,
     SharedBuffers,
@@ -57,6 +58,7 @@ def create(
     work_mem: WorkMem = None,
     shared_buffers_percentage: SharedBuffers = None,
     pg_setting: PgSetting = None,
+    pgbouncer_setting: PgbouncerSetting = None,
     wait: Wait = True,
     timeout: Timeout = None,
     form: Form = None,
@@ -117,6 +119,7 @@ def update(
     work_mem: WorkMem = None,
     shared_buffers_percentage: SharedBuffers = None,
     pg_setting: PgSetting = None,
+    pgbouncer_setting: PgbouncerSetting = None,
     wait: Wait = True,
     timeout: Timeout = None,
     form: Form = None,
@@ -171,6 +174,7 @@ def psql(
     ] = None,
     user: Annotated[str, typer.Option("--user", help="User to log in as; the admin if not given.")] = "",
     database: Annotated[str, typer.Option("--database", help="Database; the default one if not given.")] = "",
+    pool: Annotated[str, typer.Option("--pool", help="Connect through this connection pool.")] = "",
     form: Form = None,
 ) -> None:
     """Open psql on a service, as its admin, over verified TLS.
@@ -179,7 +183,7 @@ def psql(
     """
     from pgherd.cli.psql import start
 
-    start(connect(), name, user, database, arguments or [])
+    start(connect(), name, user, database, pool, arguments or [])
 
 
 def _send(api: Api, operation_id: str, name: str, body: dict[str, Any] | None) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def typed(text: str, schema: Schema, name: str) -> Any:
         return int(text)
     if "number" in kinds and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
         return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
+    if "array" in kinds:
+        return [typed(part.strip(), schema.get("items", {}), name) for part in text.split(",") if part.strip()]
     if "string" in kinds or not kinds:
         allowed = schema.get("enum")
         if allowed and text not in allowed:

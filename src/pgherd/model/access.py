@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pgherd.errors import Conflict, Forbidden, Incorrect, NotFound
+from pgherd.errors import Conflict, Incorrect, NotFound
 from pgherd.model.name import reserved
 from pgherd.model.service import DEFAULT_DATABASE
 from pgherd.spec import NodeStatus, Pool, Role, Task
@@ -55,7 +55,7 @@ class Cluster:
             self.users[task.name] = task.replication
 
     def check(self, task: Task) -> None:
-        """Raise NotFound, Conflict or Forbidden when the task cannot be carried out."""
+        """Raise NotFound or Conflict when the task cannot be carried out."""
         if task.kind == "create-user":
             self._refuse_new("User", task.name, self.users, MOST_USERS)
         elif task.kind == "create-database":
@@ -81,7 +81,7 @@ class Cluster:
 
     def _check_database(self, name: str) -> None:
         if name == DEFAULT_DATABASE:
-            raise Forbidden(f"Database {name} is the service's default database and cannot be deleted")
+            raise Conflict(f"Database {name} is the service's default database and cannot be deleted")
         if name not in self.databases or reserved(name):
             raise NotFound(f"Database {_shown(name)} does not exist")
         self._refuse_used("Database", name, [pool.name for pool in self._pools if pool.database == name])
@@ -91,7 +91,7 @@ class Cluster:
             raise NotFound(f"User {_shown(task.name)} does not exist")
         if task.kind == "drop-user":
             if task.name == self._admin:
-                raise Forbidden(f"User {task.name} is the service's admin and cannot be deleted")
+                raise Conflict(f"User {task.name} is the service's admin and cannot be deleted")
             self._refuse_used("User", task.name, [pool.name for pool in self._pools if pool.username == task.name])
 
     def _refuse_used(self, what: str, name: str, pools: list[str]) -> None:
