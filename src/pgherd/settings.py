@@ -50,6 +50,9 @@ class Settings:
     postgres_bindirs: str = _setting(
         "", "directories of PostgreSQL programs, MAJOR=DIR separated by commas; empty: /usr/lib/postgresql/*/bin"
     )
+    pgbouncer: str = _setting(
+        "", "PgBouncer 1.21 or newer; empty: what install/pgbouncer.sh installed, else /usr/sbin/pgbouncer"
+    )
     memory_cap_percent: int = _setting(
         5, "most of the host's memory, in percent, that sizes one service's PostgreSQL, however large its plan"
     )

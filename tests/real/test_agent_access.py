@@ -99,7 +99,7 @@ def test_replication_can_be_given_and_taken(service: Service) -> None:
     ("kind", "name", "words"),
     [
         ("create-user", "postgres", "belongs to the platform"), ("create-user", "pg_x", "belongs to the platform"),
-        ("create-user", "pgherd_pooler", "belongs to the platform"), ("drop-user", "avnadmin", "is the service's admin"),
+        ("create-user", "pgherd_pooler", "belongs to the"), ("drop-user", "avnadmin", "is the service's admin"),
         ("set-password", "nobody", "does not exist"), ("set-replication", "nobody", "does not exist"),
         ("create-database", "defaultdb", "belongs to the platform"), ("drop-database", "postgres", "belongs to the"),
         ("create-user", "a" * 64, "at most 63 bytes"),

@@ -22,7 +22,7 @@ from pgherd import failpoints, sealing
 from pgherd.agent import report, warm
 from pgherd.agent.converge import Broken, Convergence, Host, Refused, door, service_name, status_of, write_private
 from pgherd.agent.link import Link, PostgresLink
-from pgherd.drivers import postgres
+from pgherd.drivers import pgbouncer, postgres
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
 from pgherd.drivers.os_users import OsUsers
@@ -49,7 +49,8 @@ _THREADS = 16
 class Node:
     """What the agent remembers of a node.
 
-    `converged`: the generation in force; `task`: the result of its task; `due`: when to look at it again.
+    `converged`: the generation in force; `task`: the result of its task; `pooler`: the version of PgBouncer that
+    serves; `due`: when to look at it again.
     """
 
     spec: NodeSpec
@@ -57,6 +58,7 @@ class Node:
     status: NodeStatus | None = None
     marker: str = ""
     task: TaskResult | None = None
+    pooler: str = ""
     busy: bool = False
     due: float = 0.0
     sized: float = 0.0
@@ -82,7 +84,7 @@ class Agent:
         self.slots = warm.Slots(self.home.warm, OsUsers(*settings.uids, self.home.agent / "last-uid"))
         self.host = Host(
             self.home, self.supervisor, self.slots, self.programs, self._private_key(),
-            getpass.getuser(), threading.BoundedSemaphore(cores * 2),
+            getpass.getuser(), threading.BoundedSemaphore(cores * 2), pgbouncer.program(settings.pgbouncer),
             Firewall(self.home.root, [settings.port_range, (settings.listen_address[1],) * 2]), Limits(self.home.root),
         )  # fmt: skip
         self.nodes: dict[str, Node] = {}
@@ -229,7 +231,7 @@ class Agent:
             seen = postgres.observe(convergence.cluster, convergence.cut, size=measure)
         except PgherdError:
             return None
-        if seen.config != node.marker or seen.restart < spec.restart:
+        if seen.config != node.marker or seen.restart < spec.restart or not convergence.pooling.runs():
             return None
         if measure:
             node.sized = time.monotonic() + _SIZE_EVERY
@@ -255,11 +257,11 @@ class Agent:
         failpoints.passing(f"{spec.desired} record end")
         if convergence.seen is None:
             return status_of(spec, state, None), _LOOK_EVERY if state == "absent" else 60.0
-        node.task = convergence.task
+        node.task, node.pooler = convergence.task, convergence.pooler
         return self._running(node, spec, convergence.seen), _LOOK_SOON
 
     def _running(self, node: Node, spec: NodeSpec, seen: Observation) -> NodeStatus:
-        status = msgspec.structs.replace(status_of(spec, "running", seen), task=node.task)
+        status = msgspec.structs.replace(status_of(spec, "running", seen), task=node.task, pooler=node.pooler)
         if seen.size is None and node.status is not None:
             status = msgspec.structs.replace(status, disk_used=node.status.disk_used)
         return status
@@ -270,8 +272,9 @@ class Agent:
         """The status of a node that could not be converged: an older generation may still run."""
         state: NodeState = "starting" if isinstance(error, NotReady) else "failed"
         old = node.status or NodeStatus(spec.node_id, node.converged, "setting_up")
-        after_start = convergence is not None and convergence.step in ("configure", "reload", "admin", "task")
+        after_start = convergence is not None and convergence.step in ("configure", "reload", "admin", "task", "pools")
         if convergence is not None and spec.desired == "running" and after_start:
+            node.task = convergence.task or node.task
             try:
                 seen = postgres.observe(convergence.cluster, convergence.cut)
                 old = msgspec.structs.replace(self._running(node, spec, seen), restart=seen.restart)

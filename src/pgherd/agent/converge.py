@@ -20,8 +20,9 @@ from pathlib import Path
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import report, tasks, warm
-from pgherd.drivers import config_files, extensions, hba, limits, postgres, postgres_settings
+from pgherd.agent import pooling, report, tasks, warm
+from pgherd.agent.pooling import Pooling
+from pgherd.drivers import config_files, extensions, hba, limits, pgbouncer, postgres, postgres_settings
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
 from pgherd.drivers.postgres import Cluster, NotReady, Observation, Program
@@ -53,6 +54,7 @@ class Host:
     private_key: bytes
     os_user: str  # the calling user, as whom everything runs without root
     starting: threading.BoundedSemaphore
+    pooler: pgbouncer.Program | None
     firewall: Firewall
     limits: Limits
 
@@ -85,6 +87,7 @@ class Convergence:
     marker: str = ""
     seen: Observation | None = None
     task: TaskResult | None = None
+    pooler: str = ""
     _conf: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,11 +115,15 @@ class Convergence:
         self._do("reload", self._ensure_reloaded)
         self._do("admin", self._ensure_admin)
         self._do("task", self._ensure_task_done)
+        self._do("pools", self._ensure_pools)
 
     def _stop(self) -> None:
+        self._do("pools", lambda: self.host.supervisor.down(pooling.service_name(self.spec.node_id), _STOP_PATIENCE))
         self._do("stop", lambda: self.host.supervisor.down(self.service, _STOP_PATIENCE))
 
     def _remove(self) -> None:
+        pool = pooling.service_name(self.spec.node_id)
+        self._do("pools", lambda: self.host.supervisor.remove(pool, gently=False))
         self._do("stop", lambda: self.host.supervisor.remove(self.service, gently=False))
         self._do("delete", lambda: self.host.slots.discard(self.directory))
         # Last, so that no process of the node is ever outside its walls.
@@ -178,7 +185,7 @@ class Convergence:
 
     def _render(self, cluster: Cluster) -> dict[str, str]:
         spec, account = self.spec, cluster.account
-        slot = warm.read_slot(self.directory)
+        slot, pooled = warm.read_slot(self.directory), pgbouncer.is_wanted(spec)
         conf = postgres_settings.render(
             spec, run=cluster.run, config=cluster.config,
             libraries=cluster.program.libraries, session_libraries=cluster.program.session_libraries,
@@ -186,8 +193,10 @@ class Convergence:
             locale=slot.locale if slot else postgres.locale(),
         )  # fmt: skip
         files = {
-            "pg_hba.conf": hba.render_hba(spec.ip_filter, spec.loopback),
-            "pg_ident.conf": hba.render_ident(account.name if account else self.host.os_user),
+            "pg_hba.conf": hba.render_hba(spec.ip_filter, spec.loopback, pooled=pooled, major=int(spec.version)),
+            "pg_ident.conf": hba.render_ident(
+                account.name if account else self.host.os_user, pooled=pooled, major=int(spec.version)
+            ),
             "server.crt": spec.tls.certificate,
             "server.key": sealing.unseal(self.host.private_key, spec.tls.key),
         }
@@ -316,6 +325,15 @@ class Convergence:
             self._note(record)
             self.seen = postgres.observe(self.cluster, self.cut)
         self.task = record.task
+
+    @property
+    def pooling(self) -> Pooling:
+        """The node's PgBouncer."""
+        groups = self.host.limits.groups(self.spec.node_id)
+        return Pooling(self.host.supervisor, self.host.pooler, self.spec, self.cluster, groups)
+
+    def _ensure_pools(self) -> None:
+        self.pooler = self.pooling.ensure()
 
     def _note(self, record: Record) -> None:
         write_private(self.directory / "node.json", msgspec.json.encode(record))

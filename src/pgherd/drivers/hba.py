@@ -21,25 +21,41 @@ def allowed_networks(ip_filter: Sequence[str], loopback: bool) -> list[str]:
     return list(dict.fromkeys(networks))
 
 
-def render_hba(ip_filter: Sequence[str], loopback: bool) -> str:
-    """pg_hba.conf: the platform by peer on the local socket; everybody else by TLS and SCRAM from allowed networks."""
-    lines = [
-        "# Written by pgherd; changes are overwritten.",
-        "local all,replication postgres peer map=platform",
+def render_hba(ip_filter: Sequence[str], loopback: bool, *, pooled: bool = False, major: int = 15) -> str:
+    """pg_hba.conf: the platform by peer on the local socket; everybody else by TLS and SCRAM from allowed networks.
+
+    `pooled`: PgBouncer, which runs as the service's OS user, logs in over the local socket as whom it has
+    authenticated. Nobody but that user can reach the socket; up to 15 no map can name every role, hence `trust`.
+    """
+    lines = ["# Written by pgherd; changes are overwritten.", "local all,replication postgres peer map=platform"]
+    if pooled:
+        lines += [
+            "local postgres pgherd_pooler peer map=platform",
+            "local all pgherd_pooler reject",
+            "local postgres,template1 all reject",
+            f"local all all {'peer map=pools' if major >= 16 else 'trust'}",
+        ]
+    lines += [
         "local all,replication all reject",
         "host replication all all reject",
-        "host all postgres all reject",
+        "host all postgres,pgherd_pooler all reject",
+        "host postgres,template1 all all reject",
         *(f"hostssl all all {network} scram-sha-256" for network in allowed_networks(ip_filter, loopback)),
         "host all all all reject",
     ]
     return "\n".join(lines) + "\n"
 
 
-def render_ident(os_user: str) -> str:
-    """pg_ident.conf: the service's own OS user is the superuser `postgres` on the local socket."""
+def render_ident(os_user: str, *, pooled: bool = False, major: int = 15) -> str:
+    """pg_ident.conf: the service's own OS user is the superuser `postgres` on the local socket; see `render_hba`."""
     if '"' in os_user or "\n" in os_user:
         raise HostFault("An OS user's name is not acceptable.", detail=repr(os_user))
-    return f'# Written by pgherd; changes are overwritten.\nplatform "{os_user}" postgres\n'
+    lines = ["# Written by pgherd; changes are overwritten.", f'platform "{os_user}" postgres']
+    if pooled:
+        lines.append(f'platform "{os_user}" pgherd_pooler')
+    if pooled and major >= 16:
+        lines.append(f'pools "{os_user}" all')
+    return "\n".join(lines) + "\n"
 
 
 def count_cut(ip_filter: Sequence[str], loopback: bool) -> str:

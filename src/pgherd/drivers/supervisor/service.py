@@ -36,7 +36,7 @@ class Service:
     `own_user` says that no other service has this user, so that the end of the service ends every process
     of it. `kill_after_ms`: SIGKILL that long after `down_signal`. `start`: start it when first written and at
     each start of the scanner; False writes a `down` file, which `up` removes. `groups`: control groups that the process
-    joins while it is still root.
+    joins while it is still root. `open_files`: how many it may have open, as far as the supervisor may raise that.
     """
 
     argv: Sequence[str]
@@ -47,6 +47,7 @@ class Service:
     oom_score_adj: int | None = None
     start: bool = True
     own_user: bool = False
+    open_files: int = 0
     groups: Sequence[Path] = ()
 
 
@@ -58,6 +59,8 @@ def render(directory: Path, logs: Path, service: Service, user: str | None, log_
         adjust = f"{{ echo {service.oom_score_adj} >/proc/self/oom_score_adj; }} 2>/dev/null; "
     for group in service.groups:
         adjust += f"{{ echo 0 >{shlex.quote(str(group / 'cgroup.procs'))}; }} 2>/dev/null; "
+    if service.open_files:
+        adjust += f'ulimit -n {service.open_files} 2>/dev/null || ulimit -n "$(ulimit -H -n)"; '
     main = f'echo $$ >{shlex.quote(str(directory / "holder"))}; {adjust}exec "$0" "$@"'
     run = (
         "#!/bin/sh\n"
