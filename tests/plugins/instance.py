@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Build the release once, in the process that starts the others, when whole instances may be started."""
     if hasattr(config, "workerinput") or config.option.collectonly or BUILT in os.environ:
         return
-    if [arg for arg in config.args if "unit" not in arg and "real" not in arg]:
+    if [arg for arg in config.args if not any(part in arg for part in ("unit", "real", "attacks"))]:
         os.environ[BUILT] = tempfile.mkdtemp(prefix="pgherd-built-")
         env = {name: value for name, value in os.environ.items() if not name.startswith("PGHERD_")}
         env["PGHERD_HOME"] = os.environ[BUILT]
