@@ -98,6 +98,7 @@ if [ "$(id -u)" = 0 ]; then
     fi
     locale_present || generate_locale
     install_extension
+    sh "${0%/*}/pgbouncer.sh"
     exit 0
 fi
 if [ -n "$missing" ]; then
@@ -110,3 +111,4 @@ if ! locale_present; then
     echo "pgherd: ask an administrator to run, in this directory:  sudo sh install/debian.sh" >&2
     exit 1
 fi
+sh "${0%/*}/pgbouncer.sh"

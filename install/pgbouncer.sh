@@ -1,6 +1,6 @@
 #!/bin/sh
 # Let this host have a PgBouncer that can do what pools need (1.21: prepared statements in transaction pooling).
-# Debian's own package when the release has a new one. Else the package of a newer Debian release, unpacked with the
+# Nothing is done when the system has one. Else the package of a newer Debian release is unpacked with the
 # libraries it needs into a prefix of its own, which changes nothing else: no package of that release is installed, its
 # source is no source of this system's apt, and no daemon is started. Fails softly: without it services have no pools.
 set -eu

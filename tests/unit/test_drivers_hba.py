@@ -34,7 +34,7 @@ def test_replication_and_the_superuser_are_refused_before_anybody_passes() -> No
     rules = _rules(hba.render_hba(["0.0.0.0/0"], loopback=True))
     first_open = next(i for i, rule in enumerate(rules) if rule[-1] == "scram-sha-256")
     assert ["host", "replication", "all", "all", "reject"] in rules[:first_open]
-    assert ["host", "all", "postgres", "all", "reject"] in rules[:first_open]
+    assert ["host", "all", "postgres,pgherd_pooler", "all", "reject"] in rules[:first_open]
 
 
 @pytest.mark.parametrize("entry", ["example.com", "10.0.0.0/8 x", "10.0.0.0/8\nhost all all all trust", "", "1.1.1"])
@@ -51,3 +51,14 @@ def test_a_hostile_user_name_cannot_leave_its_quotes() -> None:
 def test_the_cut_names_the_allowed_networks() -> None:
     assert "'{10.0.0.0/8}'::inet[]" in hba.count_cut(["10.0.0.0/8"], loopback=False)
     assert "'{}'::inet[]" in hba.count_cut([], loopback=False)
+
+
+def test_pools_open_the_socket_for_everybody_but_the_platform() -> None:
+    assert "trust" not in hba.render_hba([], True) and "pools" not in hba.render_ident("svc")
+    old = hba.render_hba([], True, pooled=True).splitlines()
+    new = hba.render_hba([], True, pooled=True, major=17).splitlines()
+    closed = ["local all pgherd_pooler reject", "local postgres,template1 all reject"]
+    assert old[1] == new[1] == "local all,replication postgres peer map=platform"
+    assert [old.index(line) < old.index("local all all trust") for line in closed] == [True, True]
+    assert new[: old.index("local all all trust")] == old[: old.index("local all all trust")]
+    assert "local all all peer map=pools" in new and 'pools "svc" all' in hba.render_ident("svc", pooled=True, major=17)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pgherd.drivers import pgbouncer
 from pgherd.errors import PgherdError
 from pgherd.home import Home
 from pgherd.instance.accounts import accounts, ids
@@ -78,6 +79,18 @@ def programs(settings: Settings) -> Iterator[Finding]:
             shown = _output(str(found / "postgres"), "--version")
             note = " (default for new services)" if found == directory else ""
             yield Finding("ok", f"postgresql {major}", shown.strip() + note)
+
+
+def pooler(settings: Settings) -> Iterator[Finding]:
+    """What serves the pools; services run without it."""
+    found = pgbouncer.program(settings.pgbouncer)
+    if found is not None and found.serves:
+        yield Finding("ok", "pgbouncer", f"{found.version} ({found.path})")
+        return
+    oldest = ".".join(map(str, pgbouncer.OLDEST))
+    seen = f"{found.version} at {found.path} is older than {oldest}" if found else "not installed"
+    todo = "Run `sudo sh install/pgbouncer.sh` in the checkout, or name a newer one in the setting pgbouncer."
+    yield Finding("warning", "pgbouncer", f"{seen}; services cannot have connection pools", todo)
 
 
 def _output(*argv: str) -> str:
