@@ -15,14 +15,17 @@ import msgspec
 import psycopg
 import pytest
 
-from pgherd.drivers import os_users, postgres
+from pgherd.drivers import os_users, pgbouncer, postgres
 from pgherd.drivers.supervisor.processes import running
-from pgherd.spec import NodeSpec, NodeStatus
+from pgherd.settings import Settings
+from pgherd.spec import NodeSpec, NodeStatus, Pool, Task, TaskResult
 from tests.plugins.host import RunningHost, until
 
-_RUNNING = ["place", "firewall", "limits", "configure", "supervise", "start", "restart", "reload", "admin", "record"]
+_POOLER = pgbouncer.program(Settings().pgbouncer)
+_RUNNING = ["place", "firewall", "limits", "configure", "supervise", "start", "restart", "reload", "admin"]
+_RUNNING += ["task", "pools", "record"]
 _PLACES = [f"running {step} {edge}" for step in _RUNNING for edge in ("begin", "end")]
-_ABSENT = ["stop", "delete", "limits", "firewall", "record"]
+_ABSENT = ["pools", "stop", "delete", "limits", "firewall", "record"]
 _PLACES += [f"absent {step} {edge}" for step in _ABSENT for edge in ("begin", "end")]
 
 
@@ -95,18 +98,20 @@ def test_the_places_are_those_that_a_create_and_a_delete_pass(process: AgentProc
 
 
 # The end of one step is the same to a node as the begin of the next.
-@pytest.mark.parametrize("place", [p for p in _PLACES if p.endswith("end") or p in (_PLACES[0], "absent stop begin")])
+@pytest.mark.parametrize("place", [p for p in _PLACES if p.endswith("end") or p in (_PLACES[0], "absent pools begin")])
 def test_killed_at_any_place_the_wish_comes_true(process: AgentProcess, place: str) -> None:
     (process.points / "arm").write_text(f"agent {place} kill\n")
-    spec = process.wish(process.host.spec())
-    process.until_in_force(spec)
-    with process.host.connect(spec) as connection:
-        connection.execute("CREATE TABLE t AS SELECT 1")
+    pools = [Pool("main", "made", "session", 2)] if _POOLER is not None and _POOLER.serves else []
+    spec = process.wish(process.host.spec(task=Task("t", "create-database", "made"), pools=pools))
+    assert process.until_in_force(spec).task == TaskResult("t", "done")
+    with process.host.connect(spec, dbname="main" if pools else "made", port=spec.port + len(pools)) as connection:
+        connection.execute("CREATE TABLE public.t AS SELECT 1")
     account = process.host.account(spec)
     process.until_in_force(process.wish(msgspec.structs.replace(spec, generation=2, desired="absent")))
     assert not (process.points / "arm").exists()
     assert not process.host.directory(spec).exists()
-    assert f"node-{spec.node_id}" not in process.host.agent.supervisor.names()
+    names = process.host.agent.supervisor.names()
+    assert f"node-{spec.node_id}" not in names and f"pool-{spec.node_id}" not in names
     assert account is None or os_users.find(account.name) is None
 
 
