@@ -364,9 +364,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pooler's setting": (
         GOOD | {"pgbouncer_settings": {"min_pool_size": -1}}, r"^pgbouncer-settings\.min_pool_size: .* from 0 to 10000$"
     ),
-    "pools of 22": (
-        GOOD | {"pgbouncer_settings": {"autodb_pool_size": 22}}, r"^pgbouncer-settings: .* 22 connections .* but 20"
-    ),
     "synchronous": (GOOD | {"synchronous_replication": "quorum"}, r"^synchronous-replication: is not available yet"),
     "work-mem 0": (GOOD | {"work_mem": 0}, r"^work-mem: must be an integer from 1 to 1024$"),
     "work-mem 1025": (GOOD | {"work_mem": 1025}, r"^work-mem: must be an integer from 1 to 1024$"),

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pgherd.errors import Incorrect
-from pgherd.model.name import admin_username, ip_filter, maintenance_time, network, service_name
+from pgherd.model.name import (
+    admin_username,
+    database_name,
+    ip_filter,
+    locale,
+    maintenance_time,
+    network,
+    password,
+    pool_name,
+    service_name,
+    username,
+)
 
 
 @pytest.mark.parametrize("name", ["a", "db", "my-db-2", "a" * 63, "x1"])
@@ -102,3 +114,51 @@ def test_times(time: str) -> None:
 def test_times_that_do_not_exist(time: str) -> None:
     with pytest.raises(Incorrect, match="such as 03:30:00"):
         maintenance_time(time)
+
+
+@pytest.mark.parametrize("name", ["a", "0A_b.c-D", "x" * 40])
+def test_names_of_users_databases_and_pools(name: str) -> None:
+    assert username(name) == database_name(name) == pool_name(name) == name
+    assert username(name + "y" * (63 - len(name)))
+
+
+@pytest.mark.parametrize("rule", [username, database_name, pool_name])
+@pytest.mark.parametrize(
+    "name", ["postgres ", "*", "", "a\n", "a b", "a'", 'a"', "é", "pоstgres", "-a", ".a", "a" * 64, "a;b", "a\\", "%s"]
+)
+def test_names_that_something_reads_otherwise(rule: Callable[[str], str], name: str) -> None:
+    with pytest.raises(Incorrect, match="must be 1 to"):
+        rule(name)
+
+
+@pytest.mark.parametrize("rule", [username, database_name, pool_name])
+@pytest.mark.parametrize(
+    "name", ["pgbouncer", "PgBouncer", "postgres", "template1", "Template0", "pg_x", "pgherd_pooler"]
+)
+def test_names_that_others_have(rule: Callable[[str], str], name: str) -> None:
+    with pytest.raises(Incorrect, match="reserved"):
+        rule(name)
+
+
+def test_databases_have_at_most_40() -> None:
+    with pytest.raises(Incorrect, match="1 to 40"):
+        database_name("a" * 41)
+
+
+def test_passwords_are_checked_and_never_repeated() -> None:
+    assert password("of-my_own1") == "of-my_own1"
+    for wrong in ("short", "not allowed", "x" * 257, "quote'quote", "ümlaut-password"):
+        with pytest.raises(Incorrect, match="8 to 256") as caught:
+            password(wrong)
+        assert wrong not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["C", "C.UTF-8", "en_US.UTF-8", "de_DE@euro"])
+def test_locales(name: str) -> None:
+    assert locale("lc-ctype", name) == name
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "a'b", "é", "C\n", "/usr"])
+def test_what_is_no_locale(name: str) -> None:
+    with pytest.raises(Incorrect, match=r"^lc-ctype: must be the name of a locale"):
+        locale("lc-ctype", name)

@@ -63,7 +63,7 @@ def service(row: DictRow, settings: Settings, organization: str) -> dict[str, An
         "components": [
             {"component": component, "host": host, "port": where, "route": "dynamic", "usage": "primary"}
             for component, where in (("pg", port), ("pgbouncer", port + 1))
-            if component == "pg" or pools
+            if component == "pg" or pools or wish.pgbouncer_settings.get("autodb_pool_size")
         ],
         "connection-info": {"uri": [uri], "params": [params], "standby": [], "syncing": []},
         "connection-pools": [
