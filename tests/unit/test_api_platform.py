@@ -53,6 +53,7 @@ class Store:
     async def hosts(self) -> list[dict[str, Any]]:
         facts = {"memory_bytes": 1 << 30, "cores": 2, "versions": {"15": "15.18"}, "listeners": [22]}
         facts["extensions"] = {"15": {"hstore": "1.8", "vector": ""}}
+        facts["extensions"] = {"15": {"hstore": "1.8", "vector": ""}}
         host = {"id": ORGANIZATION, "name": "local", "login": "host_local", "public_key": "k", "seen_at": BORN}
         new = {"id": ORGANIZATION, "name": "b", "facts": None, "seen_at": None, "services": 0, "memory_promised": 0}
         return [host | {"facts": facts, "services": 3, "memory_promised": 7}, new]
