@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from pgherd.errors import Unavailable
 from pgherd.reconcilers import operations, services
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App
@@ -43,5 +44,7 @@ class Rounds:
                     mine = tx.row("reconcile_lock")
                     if mine is not None and mine["mine"]:
                         reconcile(tx)
+            except Unavailable:
+                raise
             except Exception:
                 log.exception("a reconciler failed; it is tried again")

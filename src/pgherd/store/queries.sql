@@ -254,6 +254,7 @@ select procrastinate_retry_job_v2(j.id, now(), null, null, null)
  where j.status = 'doing' and w.slot = %(slot)s;
 
 -- record_slot --
+with left_behind as (delete from worker_slot where worker_id = %(worker_id)s and slot <> %(slot)s)
 insert into worker_slot (slot, worker_id) values (%(slot)s, %(worker_id)s)
 on conflict (slot) do update set worker_id = excluded.worker_id;
 
