@@ -25,6 +25,7 @@ class Rounds:
             (2, operations.find_lost),
             (2, services.finish_deletes),
             (5, operations.requeue_stalled),
+            (10, operations.wake_far),
             (30, services.roll_platform),
             (3600, lambda tx: services.renew_certificates(app, tx)),
             (3600, operations.purge),

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 #: A wait longer than this gives the job back, so that no thread is held by a slow host. Seconds.
 PATIENCE = 2.0
-#: The same for a run that came back: the queue hands out the oldest job first, so many that wait would starve a new one.
+#: The same for a run that came back: the queue hands out the oldest job first, and many waiting ones starve new ones.
 LATER_PATIENCE = 0.1
 #: Runs that may end in an error of ours before the operation fails.
 FAULTS = 5

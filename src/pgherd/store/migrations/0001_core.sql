@@ -123,9 +123,13 @@ begin
         update service set phase = 'poweroff', notice = words where id = op.service_id and deleted_at is null;
         update node set spec = jsonb_set(spec, '{desired}', '"stopped"'), generation = generation + 1
          where service_id = op.service_id and spec is not null and spec ->> 'desired' = 'running';
+        -- changes that wait for the create must not start what was given up
+        perform end_operation(id, null, 'failure', 'interrupted', 'The service was not created.') from operation
+          where service_id = op.service_id and state = 'pending' and kind <> 'delete';
         perform wake_hosts(op.service_id);
     elsif op.kind <> 'delete' then
-        update service set phase = 'running', notice = words where id = op.service_id and deleted_at is null;
+        update service set phase = 'running', notice = words
+         where id = op.service_id and deleted_at is null and settled is not null;
     end if;
     perform pg_notify('pgherd_operation', which::text);
     return true;
