@@ -1,7 +1,7 @@
 -- Every statement of the control plane, by name. `-- name --` starts one.
 
 -- organization_by_name --
-select id, name, ca_certificate, ca_key, created_at from organization where name = %(name)s;
+select id, name, ca_certificate, ca_key, created_at from organization where name = %(name)s for key share;
 
 -- organization_by_id --
 select id, name, ca_certificate, ca_key, created_at from organization where id = %(id)s;

@@ -170,6 +170,11 @@ language plpgsql security definer set search_path = public, pg_temp as $$
 declare
     mine node;
 begin
+    if not (jsonb_typeof(report -> 'generation') = 'number' and jsonb_typeof(report -> 'restart') = 'number'
+            and jsonb_typeof(report -> 'databases') = 'array' and jsonb_typeof(report -> 'users') = 'array'
+            and jsonb_typeof(report -> 'pending_restart') = 'array' and length(report::text) < 1048576) then
+        raise exception 'a status must have the form of NodeStatus';
+    end if;
     update host set seen_at = now() where login = session_user and seen_at < now() - interval '5 seconds';
     select n.* into mine from node n join host h on h.id = n.host_id
      where n.id = (report ->> 'node_id')::uuid and h.login = session_user
@@ -177,7 +182,11 @@ begin
     if not found or coalesce((mine.status ->> 'generation')::bigint, 0) > (report ->> 'generation')::bigint then
         return;
     end if;
-    update node set status = report, observed_at = now() where id = mine.id;
+    -- metadata that was restored from an older copy goes on above what the host has seen
+    update node set status = report, observed_at = now(),
+           generation = case when (report ->> 'generation')::bigint > generation
+                             then (report ->> 'generation')::bigint + 1 else generation end
+     where id = mine.id;
     if mine.status is null
        or mine.status - 'observed_at' - 'disk_used' is distinct from report - 'observed_at' - 'disk_used' then
         perform pg_notify('pgherd_status', mine.service_id::text);
