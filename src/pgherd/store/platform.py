@@ -93,6 +93,9 @@ class Organizations:
                 raise NotFound("API key does not exist.")
             if row["role"] == "operator" and organization is not None:
                 raise Forbidden("Only an operator revokes keys of role operator.")
+            left = [k for k in tx.rows("keys", organization_id=None) if k["role"] == "operator" and not k["revoked_at"]]
+            if row["role"] == "operator" and not left:
+                raise Conflict("This is the last operator key; create another one before you revoke it.")
             tx.run("notify_keys")
 
     def hosts(self) -> list[DictRow]:
