@@ -29,13 +29,13 @@ lint: .venv/.ready-dev ## ruff, mypy and the layers
 
 test: lint ## lint, then every test but the long ones; installs what they need
 	@sh install/debian.sh
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal --durations 15 --ignore tests/chaos
 
 bench: .venv/.ready-dev ## measure, write docs/benchmarks.md
 	$(BIN)/python -m tests.bench
 
 chaos: .venv/.ready-dev ## kill everything, everywhere
-	$(BIN)/pytest tests/chaos
+	$(BIN)/pytest -s tests/chaos
 
 # The Debian package that brings `venv` may be missing as well.
 .venv/bin/uv:

@@ -162,7 +162,9 @@ def load(environ: dict[str, str] | None = None) -> Settings:
         raise Incorrect(f"pgherd.toml in the home directory is not valid TOML: {error}.") from None
     for key, value in table.items():
         name = key.replace("-", "_")
-        if name not in fields or name == "home":
+        if name == "home":
+            raise Incorrect("pgherd.toml: it lies in the home, which only the variable PGHERD_HOME can name.")
+        if name not in fields:
             raise Incorrect(f"pgherd.toml: unknown setting {key!r}; `pgherd settings` lists them.")
         values[name] = _convert(name, _kind(fields[name]), value, "pgherd.toml")
     for name, f in fields.items():

@@ -92,6 +92,8 @@ def build_api(settings: Settings) -> Application:
 def run_api(settings: Settings) -> None:
     """Serve until SIGTERM."""
     failpoints.name_process("api")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("pgherd.api").info("serves %s", settings.api_url)
     refuse_open_http(settings)
     host, port = settings.listen_address
     config = uvicorn.Config(
@@ -110,6 +112,7 @@ def run_api(settings: Settings) -> None:
 def run_worker(settings: Settings) -> None:
     """Carry operations out until SIGTERM."""
     failpoints.name_process("worker")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     url = database_url(settings)
     app = App(settings, Db(url, 4), Vault(key_file(settings)), Wakeups(url))
     logging.getLogger("procrastinate").setLevel(logging.WARNING)

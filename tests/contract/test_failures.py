@@ -150,7 +150,7 @@ class TestLimits:
         with running_instance(**options, warm_pool="1", service_ports="31600-31611") as tight:
             tight.on_response = check
             text = self._refused(tight, "huge", {"plan": "startup-225"})
-            assert "The plan's 225 GiB do not fit" in text and "host_overcommit_percent" in text
+            assert "225 GiB more do not fit" in text and "host_overcommit_percent" in text
             for name in ("first", "second"):
                 assert create(tight, name).status_code == 200
             words = "The organization already has 2 of at most 2 services (setting services_per_organization)."

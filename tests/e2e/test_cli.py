@@ -72,7 +72,15 @@ def test_refusals_have_codes_and_say_why(instance: Instance) -> None:
     assert (wrong_plan.returncode, "hobbyist-2" in wrong_plan.stderr) == (4, True)
     wrong_setting = cli(instance, "service", "create", fresh(), "--plan", "hobbyist-2", "--pg-setting", "jot=on")
     assert (wrong_setting.returncode, "jit" in wrong_setting.stderr) == (2, True)
+    elsewhere = cli(instance, "service", "create", fresh(), "--plan", "hobbyist-2", "--pg-setting", "work_mem=3")
+    assert (elsewhere.returncode, "--work-mem" in elsewhere.stderr) == (2, True)
     assert cli(instance, "service", "show", fresh()).returncode == 3
+    for argv in (("service", "delete", "", "--yes"), ("org", "delete", "", "--yes")):
+        assert (cli(instance, *argv).returncode, "is empty" in cli(instance, *argv).stderr) == (2, True)
+    wrong_state = cli(instance, "service", "wait", fresh(), "--state", "runing")
+    assert (wrong_state.returncode, "running" in wrong_state.stderr) == (2, True)
+    of_another_product = cli(instance, "api", "list-instances")
+    assert (of_another_product.returncode, "--list" in of_another_product.stderr) == (3, True)
     assert cli(instance, "operation", "show", str(uuid.uuid4())).returncode == 3
 
 

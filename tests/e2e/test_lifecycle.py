@@ -135,9 +135,10 @@ def test_down_leaves_no_process_and_up_brings_the_same_instance(fresh: Instance)
     key = fresh.exports["EXOSCALE_API_KEY"]
     fresh.run("down")
     assert living(fresh) == {}
-    fresh.run("down")
+    assert str(fresh.home) in fresh.run("down").stdout
     assert living(fresh) == {}
     assert fresh.run("doctor", check=False).returncode == 1
+    assert "make up" in fresh.run("secrets", "rotate", check=False).stderr
     fresh.up()
     assert fresh.exports["EXOSCALE_API_KEY"] == key
     assert fresh.client().list_dbaas_services() == {"dbaas-services": []}

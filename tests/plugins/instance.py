@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
@@ -67,12 +68,20 @@ def until(what: Callable[[], Any], seconds: float, reason: str) -> Any:
         time.sleep(0.02)
 
 
-def _port_range() -> str:
-    """A range of service ports of this test process's own."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    _port_range.used = getattr(_port_range, "used", -1) + 1  # type: ignore[attr-defined]
-    first = 10240 + (worker * 8 + _port_range.used % 8) * 400  # type: ignore[attr-defined]
-    return f"{first}-{first + 399}"
+_BLOCK = 240
+
+
+def _port_block() -> tuple[str, socket.socket]:
+    """A range of service ports that no other test process of this machine has, and what holds it: a socket."""
+    for first in random.sample(range(10240, 21600 - _BLOCK, _BLOCK), 40):
+        holder = socket.socket(socket.AF_UNIX)
+        try:
+            holder.bind(f"\0pgherd-test-ports-{first}")
+        except OSError:
+            holder.close()
+            continue
+        return f"{first}-{first + _BLOCK - 1}", holder
+    raise RuntimeError("every block of ports for tests is taken")
 
 
 class Instance:
@@ -83,12 +92,13 @@ class Instance:
         self.home.chmod(0o755)
         self.failpoints = self.home / "failpoints"
         self.port = free_port()
+        ports, self._ports_holder = _port_block()
         self.on_response: Callable[..., None] | None = None
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("PGHERD_", "EXOSCALE_"))}
         self.env |= {
             "PGHERD_HOME": str(self.home),
             "PGHERD_LISTEN": f"127.0.0.1:{self.port}",
-            "PGHERD_SERVICE_PORTS": _port_range(),
+            "PGHERD_SERVICE_PORTS": ports,
             "PGHERD_PORT_REST_SECONDS": "1",
             "PGHERD_WARM_POOL": "2",
         }
@@ -236,6 +246,7 @@ class Instance:
                 pwd.getpwnam(user)
                 subprocess.run(["userdel", user], capture_output=True, check=False)
         shutil.rmtree(self.home, ignore_errors=True)
+        self._ports_holder.close()
 
 
 @contextlib.contextmanager

@@ -126,6 +126,8 @@ def test_exit_codes_of_answers(status: int, code: Exit) -> None:
 
 def test_hints_say_what_to_do() -> None:
     assert "pgherd env" in hint_for(403, "Invalid request signature")
+    assert "make up" in hint_for(403, "Invalid request signature", from_file="/home/credentials.toml")
+    assert "key create" in hint_for(403, "Forbidden by role policy for dbaas")
     assert "--no-termination-protection" in hint_for(403, "Service is protected against termination and shutdown.")
     assert "service list" in hint_for(404, "Service does not exist")
     assert hint_for(400, "plan: unknown") == ""

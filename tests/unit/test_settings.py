@@ -103,6 +103,12 @@ def test_next_up_without_them_forgets(home: Path) -> None:
     assert effective.running(env(home)).zone == "ch-gva-2"
 
 
+def test_the_home_is_named_by_its_variable_alone(home: Path) -> None:
+    (home / "pgherd.toml").write_text('home = "/elsewhere"\n')
+    with pytest.raises(Incorrect, match="PGHERD_HOME"):
+        load(env(home))
+
+
 def test_unknown_variables_are_found() -> None:
     assert effective.unknown({"PGHERD_LISTN": "x", "PGHERD_LISTEN": "y", "PATH": "z"}) == ["PGHERD_LISTN"]
 

@@ -62,6 +62,7 @@ class Node:
     busy: bool = False
     due: float = 0.0
     sized: float = 0.0
+    changed_at: int = 0
 
 
 class Kept(msgspec.Struct):
@@ -174,6 +175,11 @@ class Agent:
     def _schedule(self) -> None:
         now = time.monotonic()
         for node in self.nodes.values():
+            changed_at = self.supervisor.changed_at(service_name(node.spec.node_id))
+            if changed_at != node.changed_at:
+                node.changed_at = changed_at
+                if node.status is not None and node.status.state == "running":
+                    node.due = min(node.due, now)  # it may have ended: do not wait for the next observation
             if not node.busy and node.due <= now:
                 node.busy = True
                 self._pool.submit(self._look_after, node)
@@ -206,9 +212,8 @@ class Agent:
         spec = node.spec
         try:
             status, pause = self._observe(node, spec) or self._converge(node, spec)
-            node.status, node.due = status, time.monotonic() + pause
-            with self._lock:
-                self._unsent[spec.node_id] = status
+            node.due = time.monotonic() + pause
+            self._say(node, status)
         except Interrupted:
             node.due = 0.0
         except Exception:
@@ -220,16 +225,27 @@ class Agent:
             node.busy = False
             self.link.wake()
 
+    def _say(self, node: Node, status: NodeStatus) -> None:
+        """Remember the status and let the main thread report it."""
+        node.status = status
+        with self._lock:
+            self._unsent[status.node_id] = status
+        self.link.wake()
+
     def _observe(self, node: Node, spec: NodeSpec) -> tuple[NodeStatus, float] | None:
         """Look at a node that runs as wished; None when it does not, so that it is converged."""
-        settled = node.converged == spec.generation and node.status is not None and node.status.state == "running"
-        if spec.desired != "running" or not settled or not node.marker:
+        settled = node.converged == spec.generation and spec.desired == "running" and node.marker
+        if not settled or node.status is None or node.status.state != "running":
             return None
         convergence = Convergence(self.host, spec)
         measure = time.monotonic() >= node.sized
         try:
             seen = postgres.observe(convergence.cluster, convergence.cut, size=measure)
-        except PgherdError:
+        except PgherdError as error:
+            self._say(node, msgspec.structs.replace(
+                node.status, state="starting", step="start", reason=report.describe(error, self.home.root),
+                observed_at=report.now(),
+            ))  # fmt: skip
             return None
         if seen.config != node.marker or seen.restart < spec.restart or not convergence.pooling.runs():
             return None

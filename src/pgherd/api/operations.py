@@ -50,7 +50,7 @@ class Ends:
                             self._keys.forget()
                         for event in self._waiting.get(notice.payload, ()):
                             event.set()
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
                 log.warning("listening to the metadata failed, trying again: %s", error)
             self._keys.forget()
             for events in self._waiting.values():

@@ -36,11 +36,13 @@ class Api:
         if len(path) != len(names):
             wanted = " ".join(name.upper() for name in names) or "none"
             raise CliError(Exit.USAGE, f"{operation_id} takes as path parameters: {wanted}; given: {len(path)}.")
+        _refuse_empty(path)
         where = route["path"].format(**{name: quote(value, safe="") for name, value in zip(names, path, strict=True)})
         return self._send(route["verb"], self.credentials.url + where, body, *path[:1])
 
     def own(self, method: str, *path: str, body: Any = None, query: str = "") -> Any:
         """Call one of pgherd's own resources under /pgherd/v1. Raises CliError."""
+        _refuse_empty(path)
         url = "/".join([self.credentials.own_url, *(quote(part, safe="") for part in path)])
         url += f"?{query}" if query else ""
         return self._send(method, url, body, repeatable=method == "GET")
@@ -62,7 +64,9 @@ class Api:
             raise _unreachable(self.credentials, plain_cause(error)) from None
         if answer.status_code >= 400:
             message = message_of(answer.status_code, answer.text)
-            raise CliError(code_of(answer.status_code), message, hint_for(answer.status_code, message, subject))
+            origin = self.credentials.origin
+            hint = hint_for(answer.status_code, message, subject, from_file=origin if origin.startswith("/") else "")
+            raise CliError(code_of(answer.status_code), message, hint)
         try:
             return answer.json()
         except ValueError:
@@ -93,6 +97,12 @@ class Api:
                     raise
             time.sleep(pause)
         raise AssertionError("the last round returns or raises")
+
+
+def _refuse_empty(path: tuple[str, ...]) -> None:
+    """An empty name, as from an unset variable of a script, would make another path."""
+    if "" in path:
+        raise CliError(Exit.USAGE, "The name is empty.", "Is a variable unset?")
 
 
 def connect(*, patient: bool = True) -> Api:

@@ -74,7 +74,12 @@ def call(
     if rest and schema is None:
         raise CliError(Exit.USAGE, f"{operation_id} takes no body, but {' '.join(rest)!r} was given.")
     body = read_body(rest, schema, document())
-    screen.print_json(connect().call(operation_id, *(words or [])[:count], body=body))
+    try:
+        screen.print_json(connect().call(operation_id, *(words or [])[:count], body=body))
+    except CliError as error:
+        if error.code is Exit.NOT_FOUND and not error.hint and not _OURS.match(route["path"]):
+            error.hint = f"{operation_id} is of another product. This API has: pgherd api --list"
+        raise
 
 
 def _body_schema(route: dict[str, Any]) -> dict[str, Any] | None:

@@ -37,11 +37,18 @@ def code_of(status: int) -> Exit:
     return Exit.UNREACHABLE
 
 
-def hint_for(status: int, message: str, subject: str = "NAME") -> str:
-    """What to do about a refusal, where we know it; `subject` is the name that the request was about."""
+def hint_for(status: int, message: str, subject: str = "NAME", *, from_file: str = "") -> str:
+    """What to do about a refusal, where we know it.
+
+    `subject` is the name that the request was about, `from_file` the instance's own file if the key came from there.
+    """
     text = message.lower()
     if status == 403 and "signature" in text:
-        return 'The key or secret is wrong here. Try: eval "$(pgherd env)"'
+        if from_file:
+            return f"The key in {from_file} is no longer valid, or damaged. `make up` makes another if it was revoked."
+        return 'The key or secret is wrong here, or revoked. Try: eval "$(pgherd env)"'
+    if status == 403 and "role policy" in text:
+        return "This key's role does not allow it. An operator makes another: pgherd key create NAME --role admin"
     if "protected against termination" in text:
         return f"Lift it first: pgherd service update {subject} --no-termination-protection"
     if "service name is already taken" in text:

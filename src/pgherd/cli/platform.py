@@ -92,10 +92,11 @@ def list_keys(
     """List API keys, without their secrets."""
     found = connect().own("GET", "api-key")["api-keys"]
     found = [one for one in found if organization in ("", one.get("organization"))]
+    empty = f"There is no key of an organization {organization}. See what exists: pgherd org list"
     rows = [
         (one["key"], one["name"], one.get("organization", ""), one["role"], _age(one), _validity(one)) for one in found
     ]
-    screen.show_rows(found, ("KEY", "NAME", "ORGANIZATION", "ROLE", "CREATED", "STATE"), rows)
+    screen.show_rows(found, ("KEY", "NAME", "ORGANIZATION", "ROLE", "CREATED", "STATE"), rows, empty)
 
 
 @key.command("revoke")
@@ -105,9 +106,13 @@ def revoke_key(
     form: Form = None,
 ) -> None:
     """Revoke an API key: from now on it is refused."""
-    _ask(confirmed, f"Revoke {ident}?")
-    answer = connect().own("DELETE", "api-key", ident)
-    _done(answer, f"{ident} is revoked.")
+    api = connect()
+    own = ident == api.credentials.key
+    _ask(confirmed, f"Revoke {ident}{', the key that you use now' if own else ''}?")
+    answer = api.own("DELETE", "api-key", ident)
+    local = own and api.credentials.origin.startswith("/")
+    more = " It was this command line's own; `make up` makes another." if local else ""
+    _done(answer, f"{ident} is revoked.{more}")
 
 
 @host.command("list")

@@ -46,12 +46,21 @@ def typed_settings(schema: Schema, pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+#: PostgreSQL's names of what the API has under names of its own, or the plan decides.
+_ELSEWHERE = {
+    "work_mem": "It has an option of its own: --work-mem",
+    "shared_buffers": "It has an option of its own: --shared-buffers-percentage",
+    "max_connections": "The plan decides it: choose a larger --plan.",
+}
+
+
 def _path_in(schema: Schema, key: str) -> list[str]:
     known = _paths(schema)
     if key in known:
         return known[key]
     near = get_close_matches(key, known, n=3) or [name for name in known if name.endswith(key)]
     hint = f"Did you mean {', '.join(near)}?" if near else "See them: pgherd api get-dbaas-settings-pg"
+    hint = _ELSEWHERE.get(key, hint)
     raise wrong(f"There is no setting {key!r}.", hint)
 
 

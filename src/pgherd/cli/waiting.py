@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pgherd.cli import screen
-from pgherd.cli.client import Api
+from pgherd.cli.client import Api, document
 from pgherd.cli.outcome import CliError, Exit
 
 POLL = 0.5  # seconds between two looks at least; the API itself holds a look at a pending operation for up to 2 s
@@ -116,6 +116,9 @@ def until_service_is(api: Api, name: str, wanted: str, timeout: float | None) ->
 
     Raises CliError with NOT_FOUND if it does not exist, and with FAILED if it is powered off.
     """
+    known = [*document()["components"]["schemas"]["enum-service-state"]["enum"], "deleted"]
+    if wanted not in known:
+        raise CliError(Exit.USAGE, f"There is no state {wanted!r}.", f"There are {', '.join(known)}.")
     with progress(f"Waiting until {name} is {wanted}") as say:
         look = _Look(timeout, answered=False)
         while True:

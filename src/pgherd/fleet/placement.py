@@ -23,6 +23,21 @@ class Host:
     memory_promised: int
 
 
+def fits(host: Host, memory_bytes: int, settings: Settings) -> bool:
+    """Whether the host may be promised so much more."""
+    return (host.memory_promised + memory_bytes) * 100 <= host.memory_bytes * settings.host_overcommit_percent
+
+
+def full(host: Host, memory_bytes: int, settings: Settings) -> Conflict:
+    """The refusal of so much more on the host, with the numbers."""
+    limit = settings.host_overcommit_percent
+    return Conflict(
+        f"{memory_bytes / GIB:.0f} GiB more do not fit: plans on host {host.name} already take"
+        f" {host.memory_promised / GIB:.0f} of {host.memory_bytes * limit / 100 / GIB:.0f} GiB"
+        f" ({limit} % of its memory, setting host_overcommit_percent)."
+    )
+
+
 def choose(hosts: list[Host], version: str, memory_bytes: int, settings: Settings) -> Host:
     """The host with the smallest share of its memory promised. Raises Incorrect or Conflict with the numbers."""
     offered = sorted({v for host in hosts for v in host.versions})
@@ -34,13 +49,7 @@ def choose(hosts: list[Host], version: str, memory_bytes: int, settings: Setting
     if not roomy:
         most = settings.services_per_host
         raise Conflict(f"Every host already has {most} services (setting services_per_host). Delete one or add a host.")
-    limit = settings.host_overcommit_percent
-    fitting = [h for h in roomy if (h.memory_promised + memory_bytes) * 100 <= h.memory_bytes * limit]
+    fitting = [host for host in roomy if fits(host, memory_bytes, settings)]
     if not fitting:
-        best = min(roomy, key=lambda host: host.memory_promised / host.memory_bytes)
-        raise Conflict(
-            f"The plan's {memory_bytes / GIB:.0f} GiB do not fit: plans on host {best.name} already take"
-            f" {best.memory_promised / GIB:.0f} of {best.memory_bytes * limit / 100 / GIB:.0f} GiB"
-            f" ({limit} % of its memory, setting host_overcommit_percent)."
-        )
+        raise full(min(roomy, key=lambda host: host.memory_promised / host.memory_bytes), memory_bytes, settings)
     return min(fitting, key=lambda host: (host.memory_promised + memory_bytes) / host.memory_bytes)

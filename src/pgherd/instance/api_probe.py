@@ -42,6 +42,23 @@ def api_answers(settings: Settings) -> bool:
         connection.close()
 
 
+def key_works(settings: Settings, key: str, secret: str) -> bool:
+    """Whether the API takes a request that is signed with this key; True as well when it does not answer at all."""
+    import requests
+    from exoscale_auth import ExoscaleV2Auth  # type: ignore[import-untyped]
+
+    host, port = _connect_address(settings)
+    place = f"[{host}]" if ":" in host else host
+    url = f"{settings.scheme}://{place}:{port}/v2/dbaas-service-type"
+    try:
+        with requests.Session() as session:
+            session.trust_env = False
+            answer = session.get(url, auth=ExoscaleV2Auth(key, secret), timeout=3, verify=False)
+            return answer.status_code != 403
+    except requests.RequestException:
+        return True
+
+
 def ensure_port_free(settings: Settings) -> None:
     """Raises Incorrect when another program listens where the API is to listen."""
     host, port = settings.listen_address

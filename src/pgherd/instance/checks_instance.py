@@ -13,7 +13,7 @@ from pgherd.errors import PgherdError
 from pgherd.home import Home
 from pgherd.instance import credentials, effective
 from pgherd.instance.accounts import Accounts, ids
-from pgherd.instance.api_probe import api_answers, ensure_port_free
+from pgherd.instance.api_probe import api_answers, ensure_port_free, key_works
 from pgherd.instance.boot_unit import installed
 from pgherd.instance.findings import Finding
 from pgherd.instance.metadata import NAME as METADATA
@@ -109,6 +109,9 @@ def files(settings: Settings, home: Home, who: Accounts) -> Iterator[Finding]:
             found = credentials.read(home.credentials)
             if found["endpoint"] != credentials.endpoint(settings):
                 yield Finding("warning", "credentials", f"name {found['endpoint']}", "`make up` corrects it.")
+            if not key_works(settings, found["key"], found["secret"]):
+                hint = f"Remove {home.credentials} and run `make up`: it makes a new key."
+                yield Finding("broken", "credentials", "the API refuses the key in them", hint)
         except PgherdError as error:
             yield Finding("broken", "credentials", str(error), "The message says how.")
 

@@ -69,7 +69,9 @@ def programs(settings: Settings) -> Iterator[Finding]:
     try:
         directory = postgres_directory(settings, settings.default_version)
     except PgherdError as error:
-        yield Finding("broken", "postgresql", str(error), _INSTALL)
+        others = postgres_directories(settings)
+        todo = "Or set default_version to an installed one." if others else _INSTALL
+        yield Finding("broken", "postgresql", str(error), todo)
         return
     for major, found in sorted(postgres_directories(settings).items()):
         absent = [n for n in ("initdb", "psql", "pg_ctl", "pg_isready", "pg_basebackup") if not (found / n).exists()]

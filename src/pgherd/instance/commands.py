@@ -47,7 +47,9 @@ def _down(argv: list[str]) -> int:
     _parser("down", COMMANDS["down"].help).parse_args(argv)
     from pgherd.instance import lifecycle
 
-    lifecycle.down(os.environ, _say)
+    settings = lifecycle.down(os.environ, _say)
+    if settings is not None:
+        print(f"pgherd is down; the data stays in {settings.root}")
     return 0
 
 
@@ -56,12 +58,13 @@ def _restart(argv: list[str]) -> int:
     from pgherd.instance import lifecycle
 
     lifecycle.restart(os.environ, _say)
+    print("pgherd's own processes are started anew; the services went on")
     return 0
 
 
 def _settings(argv: list[str]) -> int:
     parser = _parser("settings", COMMANDS["settings"].help)
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     chosen = parser.parse_args(argv)
     from pgherd.instance import settings_report
 
@@ -79,7 +82,7 @@ def _env(argv: list[str]) -> int:
 
 def _doctor(argv: list[str]) -> int:
     parser = _parser("doctor", COMMANDS["doctor"].help)
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     chosen = parser.parse_args(argv)
     from pgherd.instance import doctor
 

@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import Mapping
 
+from pgherd.errors import Incorrect
 from pgherd.home import Home
 from pgherd.instance import effective
 from pgherd.instance.accounts import accounts, run_as
+from pgherd.instance.processes import supervisor_of
 from pgherd.settings import Settings
 
 
@@ -60,6 +62,8 @@ def rotate(environ: Mapping[str, str]) -> int:
     """Rotate as the user that may read the keys."""
     settings = effective.running(environ)
     home = Home(settings.root)
+    if not settings.database_url and not (home.scan.exists() and supervisor_of(home, accounts()).scanner_alive()):
+        raise Incorrect("This instance is not running; start it with `make up`.")
     done = run_as(
         accounts().control,
         [str(home.current / "bin/pgherd"), "rotate"],

@@ -24,6 +24,7 @@ from pgherd.instance.leftovers import await_none
 from pgherd.instance.metadata import NAME as METADATA
 from pgherd.instance.metadata import Metadata
 from pgherd.instance.processes import NAMES, Fingerprint, services, supervisor_of
+from pgherd.instance.programs import postgres_directory
 from pgherd.instance.release import choose_release, remove_old_releases
 from pgherd.settings import Settings, load, refuse_open_http
 
@@ -38,6 +39,10 @@ def up(environ: Mapping[str, str], say: Say) -> Settings:
     _refuse_lost_database(settings, home)
     for name in effective.unknown(environ):
         say(f"note: {name} is no setting of pgherd; `pgherd settings` lists them")
+    try:
+        postgres_directory(settings, settings.default_version)
+    except Incorrect as error:
+        say(f"warning: default_version: {error}")
     who = ensure_accounts()
     ensure_layout(home, who)
     with _alone(home):
@@ -60,13 +65,13 @@ def up(environ: Mapping[str, str], say: Say) -> Settings:
     return settings
 
 
-def down(environ: Mapping[str, str], say: Say) -> None:
-    """Stop everything, the services too, and wait for it; the data stays."""
+def down(environ: Mapping[str, str], say: Say) -> Settings | None:
+    """Stop everything, the services too, and wait for it; the data stays. None if nothing was ever started."""
     settings = effective.running(environ)
     home, who = Home(settings.root), accounts()
     if not home.scan.exists():
         say("nothing to stop: this instance was never started")
-        return
+        return None
     with _alone(home):
         supervisor = supervisor_of(home, who)
         supervisor.stop_scanner(first=NAMES, last=(METADATA,), wait=90)
@@ -74,6 +79,7 @@ def down(environ: Mapping[str, str], say: Say) -> None:
         # The agent raises the walls again before it starts a service.
         Firewall(home.root).remove()
         Limits(home.root).remove_all()
+    return settings
 
 
 def restart(environ: Mapping[str, str], say: Say) -> None:

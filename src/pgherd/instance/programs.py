@@ -28,6 +28,10 @@ def postgres_directory(settings: Settings, major: str) -> Path:
     """The directory of one major version. Raises Incorrect with what to do."""
     found = postgres_directories(settings)
     if major not in found:
-        have = f"; installed: {', '.join(sorted(found))}" if found else ""
-        raise Incorrect(f"PostgreSQL {major} is not installed{have}. Run `make up`, or set postgres_bindirs.")
+        if not found:
+            raise Incorrect(f"PostgreSQL {major} is not installed, nor is another. Run `make up`.")
+        raise Incorrect(
+            f"PostgreSQL {major} is not installed; installed: {', '.join(sorted(found))}."
+            f" Install the package postgresql-{major}, or name its directory in postgres_bindirs."
+        )
     return found[major]

@@ -100,7 +100,10 @@ def fits(certificate: str, ca_certificate: str, hosts: list[str]) -> bool:
         return False
     found = x509.load_pem_x509_certificate(certificate.encode())
     authority = x509.load_pem_x509_certificate(ca_certificate.encode())
-    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
     due = found.not_valid_after_utc - datetime.timedelta(days=RENEW_DAYS)
     return (
         found.issuer == authority.subject

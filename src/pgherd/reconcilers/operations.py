@@ -30,12 +30,18 @@ def find_lost(tx: Transaction) -> None:
         tx.run("defer", lock=str(row["service_id"]), queueing_lock=str(row["id"]), operation=str(row["id"]))
 
 
+def wake_far(tx: Transaction) -> None:
+    """A job that comes back only in minutes was put off by a clock that jumped; it comes back now."""
+    tx.run("wake_far_jobs")
+
+
 def requeue_stalled(tx: Transaction) -> None:
     """Jobs of a worker that gives no sign of life (stopped, cut off) go to the others."""
     tx.rows("requeue_stalled", silence=SILENCE)
 
 
 def purge(tx: Transaction) -> None:
-    """Operations that ended a month ago are forgotten, no client polls that long; events are kept for a year."""
+    """What ended a month ago is forgotten, operations and then their services; events after a year."""
     tx.run("purge_operations")
+    tx.run("purge_services")
     tx.run("purge_events")

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from pgherd.errors import Unavailable
 from pgherd.reconcilers import operations, services
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App
@@ -24,6 +25,7 @@ class Rounds:
             (2, operations.find_lost),
             (2, services.finish_deletes),
             (5, operations.requeue_stalled),
+            (10, operations.wake_far),
             (30, services.roll_platform),
             (3600, lambda tx: services.renew_certificates(app, tx)),
             (3600, operations.purge),
@@ -43,5 +45,7 @@ class Rounds:
                     mine = tx.row("reconcile_lock")
                     if mine is not None and mine["mine"]:
                         reconcile(tx)
+            except Unavailable:
+                raise
             except Exception:
                 log.exception("a reconciler failed; it is tried again")

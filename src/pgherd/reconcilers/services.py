@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 from uuid import UUID, uuid4
 
-from cryptography import x509
-
-from pgherd.model.certificates import RENEW_DAYS
+from pgherd.model import certificates
 from pgherd.spec import PLATFORM
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App
 from pgherd.workflows.delete import clear_records
+from pgherd.workflows.nodes import certificate_hosts
 from pgherd.workflows.update import WITHIN
 
 log = logging.getLogger(__name__)
@@ -34,11 +32,13 @@ def roll_platform(tx: Transaction) -> None:
 
 
 def renew_certificates(app: App, tx: Transaction) -> None:
-    """Certificates are re-issued two months before they end; the hosts take them by reload."""
-    now = datetime.datetime.now(datetime.UTC)
+    """Certificates are re-issued two months before they end or when their names changed; hosts take them by reload.
+
+    The update that does it also tells the hosts whether services are still advertised on a loopback address.
+    """
     for row in tx.rows("certificates"):
-        end = x509.load_pem_x509_certificate(row["certificate"].encode()).not_valid_after_utc
-        if end - datetime.timedelta(days=RENEW_DAYS) < now:
+        names = certificate_hosts(app.settings, row["name"], row["organization"])
+        if not certificates.fits(row["certificate"], row["ca_certificate"], names):
             _open_update(tx, row["id"], "certificate")
 
 

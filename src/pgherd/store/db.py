@@ -14,12 +14,19 @@ from urllib.parse import quote
 
 import psycopg
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgherd.errors import Unavailable
 from pgherd.home import Home
 from pgherd.settings import Settings
 from pgherd.store.queries import queries
+
+#: Seconds that a request waits for a connection.
+PATIENCE = 4.0
+#: Seconds after which a pool gives an attempt to connect up; the next request begins anew, without the growing pauses.
+RECONNECT = 3.0
+#: A process that was stopped within a transaction must not hold its locks for ever, nor make others wait for ever.
+_LIMITS = "set lock_timeout = '10s'; set idle_in_transaction_session_timeout = '15s'"
 
 
 def database_url(settings: Settings) -> str:
@@ -59,7 +66,9 @@ class Db:
             min_size=1,
             max_size=size,
             open=wait,
-            timeout=10,
+            timeout=PATIENCE,
+            reconnect_timeout=RECONNECT,
+            configure=_limit,
             check=ConnectionPool.check_connection,
             connection_class=psycopg.Connection[DictRow],
             kwargs={"row_factory": dict_row, "application_name": "pgherd"},
@@ -71,8 +80,8 @@ class Db:
         try:
             with self._pool.connection() as connection, connection.transaction():
                 yield Transaction(connection)
-        except psycopg.OperationalError as error:
-            raise Unavailable("The metadata database does not answer; try again.", detail=str(error)) from error
+        except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
+            raise _unavailable(error) from error
 
     def open(self) -> None:
         """Start the pool."""
@@ -81,6 +90,15 @@ class Db:
     def close(self) -> None:
         """Give the connections back."""
         self._pool.close()
+
+
+def _limit(connection: psycopg.Connection[DictRow]) -> None:
+    connection.execute(_LIMITS)
+    connection.commit()
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    return Unavailable("The metadata database does not answer; try again.", detail=str(error))
 
 
 class AsyncDb:
@@ -92,7 +110,8 @@ class AsyncDb:
             min_size=1,
             max_size=size,
             open=False,
-            timeout=10,
+            timeout=PATIENCE,
+            reconnect_timeout=RECONNECT,
             connection_class=psycopg.AsyncConnection[DictRow],
             kwargs={"row_factory": dict_row, "application_name": "pgherd-api", "autocommit": True},
         )
@@ -109,17 +128,32 @@ class AsyncDb:
         await self._pool.close()
 
     async def rows(self, name: str, /, **values: Any) -> list[DictRow]:
-        """All rows of the statement `name`. A connection that died (a restarted server) is replaced once."""
-        for last in (False, True):
+        """All rows of the statement `name`. A connection that died (a restarted server) is replaced once.
+
+        Raises Unavailable when the metadata does not answer, within seconds however many others ask.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise _unavailable(error) from error
+        try:
             try:
-                async with self._free, self._pool.connection() as connection:
-                    cursor = await connection.execute(queries[name], values, prepare=True)
-                    return await cursor.fetchall()
-            except psycopg.OperationalError as error:
-                if last:
-                    raise Unavailable("The metadata database does not answer; try again.", detail=str(error)) from error
+                return await self._fetch(name, values)
+            except PoolTimeout:
+                raise
+            except psycopg.OperationalError:
                 await self._pool.check()
-        raise AssertionError("unreachable")
+                return await self._fetch(name, values)
+        except psycopg.OperationalError as error:
+            raise _unavailable(error) from error
+        finally:
+            self._free.release()
+
+    async def _fetch(self, name: str, values: dict[str, Any]) -> list[DictRow]:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(queries[name], values, prepare=True)
+            return await cursor.fetchall()
 
     async def row(self, name: str, /, **values: Any) -> DictRow | None:
         """The first row, or None."""

@@ -10,7 +10,7 @@ from uuid import uuid4
 import anyio.to_thread
 from psycopg.rows import DictRow
 
-from pgherd.errors import Conflict, Incorrect, NotFound
+from pgherd.errors import Conflict, Forbidden, Incorrect, NotFound
 from pgherd.model.certificates import new_authority
 from pgherd.store.db import Db, Transaction
 from pgherd.store.vault import Vault
@@ -82,11 +82,20 @@ class Organizations:
         return key, secret
 
     def revoke_key(self, key: str, organization: str | None) -> None:
-        """From now on the key is refused. Raises NotFound when there is no such valid key."""
+        """From now on the key is refused. `organization` limits an admin to its own keys; None: an operator asks.
+
+        Raises NotFound when there is no such valid key, Forbidden when an admin may not revoke it.
+        """
         with self._db.transaction() as tx:
             wanted = organization_named(tx, organization)["id"] if organization else None
-            if tx.row("revoke_key", key=key, organization_id=wanted) is None:
+            row = tx.row("revoke_key", key=key, organization_id=wanted)
+            if row is None:
                 raise NotFound("API key does not exist.")
+            if row["role"] == "operator" and organization is not None:
+                raise Forbidden("Only an operator revokes keys of role operator.")
+            left = [k for k in tx.rows("keys", organization_id=None) if k["role"] == "operator" and not k["revoked_at"]]
+            if row["role"] == "operator" and not left:
+                raise Conflict("This is the last operator key; create another one before you revoke it.")
             tx.run("notify_keys")
 
     def hosts(self) -> list[DictRow]:

@@ -1,13 +1,13 @@
 -- Every statement of the control plane, by name. `-- name --` starts one.
 
 -- organization_by_name --
-select id, name, ca_certificate, ca_key, created_at from organization where name = %(name)s;
+select id, name, ca_certificate, ca_key, created_at from organization where name = %(name)s for key share;
 
 -- organization_by_id --
 select id, name, ca_certificate, ca_key, created_at from organization where id = %(id)s;
 
 -- lock_organization --
-select id, name, ca_certificate, ca_key, created_at from organization where id = %(id)s for update;
+select id, name, ca_certificate, ca_key, created_at from organization where id = %(id)s for no key update;
 
 -- organizations --
 select o.id, o.name, o.created_at, (select count(*) from service s where s.organization_id = o.id and s.deleted_at is null) as services
@@ -44,7 +44,7 @@ values (%(key)s, %(organization_id)s, %(name)s, %(role)s, %(secret)s);
 -- revoke_key --
 update api_key set revoked_at = now()
  where key = %(key)s and revoked_at is null and (%(organization_id)s::uuid is null or organization_id = %(organization_id)s)
-returning key;
+returning role;
 
 -- notify_keys --
 select pg_notify('pgherd_keys', '');
@@ -58,7 +58,7 @@ select id, name, login, public_key, facts, seen_at,
   from host order by name;
 
 -- lock_hosts --
-select 1 from host order by name for update;
+select 1 from host order by name for no key update;
 
 -- versions --
 select coalesce(jsonb_agg(facts -> 'versions'), '[]') as versions from host where facts is not null;
@@ -300,6 +300,14 @@ select o.id, o.service_id from operation o
    and not exists (select 1 from procrastinate_jobs j
                     where j.args ->> 'operation' = o.id::text and j.status in ('todo', 'doing'));
 
+-- wake_far_jobs --
+update procrastinate_jobs set scheduled_at = null
+ where status = 'todo' and queue_name = 'operations' and scheduled_at > now() + interval '30 seconds';
+
+-- purge_services --
+delete from service s
+ where s.cleared_at < now() - interval '30 days' and not exists (select 1 from operation o where o.service_id = s.id);
+
 -- purge_operations --
 delete from operation where state <> 'pending' and ended_at < now() - interval '30 days';
 
@@ -318,6 +326,7 @@ select procrastinate_retry_job_v2(j.id, now(), null, null, null)
  where j.status = 'doing' and w.slot = %(slot)s;
 
 -- record_slot --
+with left_behind as (delete from worker_slot where worker_id = %(worker_id)s and slot <> %(slot)s)
 insert into worker_slot (slot, worker_id) values (%(slot)s, %(worker_id)s)
 on conflict (slot) do update set worker_id = excluded.worker_id;
 
@@ -335,6 +344,7 @@ select distinct n.service_id from node n join service s on s.id = n.service_id
    and not exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending');
 
 -- certificates --
-select s.id, s.certificate from service s
+select s.id, s.name, s.certificate, o.name as organization, o.ca_certificate
+  from service s join organization o on o.id = s.organization_id
  where s.deleted_at is null and s.phase = 'running' and s.certificate <> ''
    and not exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending');

@@ -6,9 +6,12 @@ A ciphertext is: length of the key id (1 byte), key id, nonce (12 bytes), cipher
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import os
 import secrets
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -45,6 +48,27 @@ def _write(path: Path, current: str, keys: dict[str, bytes]) -> None:
         os.chown(aside, before.st_uid, before.st_gid)
         os.chmod(aside, before.st_mode & 0o777)
     aside.rename(path)
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Make a rename last: no secret may be stored under a key that a power cut takes back."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One rotation at a time: two would each make a key of the same name."""
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Vault:
@@ -90,9 +114,14 @@ def rotate(settings: Settings) -> str:
     Safe while the API and the workers run: they read the key file again when they meet the new id. What they
     write under the old key in between is found by the next rotation; keys in use are never dropped.
     """
+    path = key_file(settings)
+    with _alone(path):
+        return _rotate(settings, path)
+
+
+def _rotate(settings: Settings, path: Path) -> str:
     from pgherd.store.db import Db, database_url
 
-    path = key_file(settings)
     vault = Vault(path)
     number = 1 + max(int(name[1:]) for name in vault._keys)
     keys = {**vault._keys, f"k{number}": secrets.token_bytes(32)}
@@ -104,7 +133,7 @@ def rotate(settings: Settings) -> str:
         with db.transaction() as tx:
             for table, column, identity in _COLUMNS:
                 for row in tx.connection.execute(
-                    f"select {identity} as id, {column} as sealed from {table} where {column} <> '' for update"
+                    f"select {identity} as id, {column} as sealed from {table} where {column} <> '' for no key update"
                 ).fetchall():
                     in_use.add(vault.key_of(row["sealed"]))
                     tx.connection.execute(

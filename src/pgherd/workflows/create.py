@@ -8,14 +8,15 @@ import msgspec
 from msgspec import UNSET
 from psycopg.types.json import Jsonb
 
-from pgherd.errors import Conflict
-from pgherd.fleet.placement import GIB, Host, choose
+from pgherd.errors import Conflict, NotFound
+from pgherd.fleet.placement import choose
 from pgherd.model.passwords import new_password, verifier
 from pgherd.model.plan import PLANS
 from pgherd.model.service import Change, Secrets, Wish
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
+from pgherd.workflows.limits import hosts, refuse_another_service, refuse_more_memory
 from pgherd.workflows.nodes import ensure_certificates, restart_where_pending, start_nodes
 from pgherd.workflows.run import Run
 
@@ -32,12 +33,14 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
     def insert(tx: Transaction) -> UUID:
         service = uuid4()
         memory_bytes = PLANS[wish.plan].memory_bytes * PLANS[wish.plan].nodes
-        tx.row("lock_organization", id=caller.organization_id)
+        if tx.row("lock_organization", id=caller.organization_id) is None:
+            raise NotFound("Organization does not exist.")
         if any(row["name"] == name for row in tx.rows("views", organization_id=caller.organization_id, name=name)):
             raise Conflict("Service name is already taken")
-        _refuse_over_limit(app, tx, caller, memory_bytes)
+        refuse_another_service(app.settings, tx, caller.organization_id)
+        refuse_more_memory(app.settings, tx, caller.organization_id, memory_bytes)
         tx.run("lock_hosts")
-        host = choose(_hosts(tx), wish.version, memory_bytes, app.settings)
+        host = choose(hosts(tx), wish.version, memory_bytes, app.settings)
         tx.row(
             "insert_service",
             id=service,
@@ -59,38 +62,6 @@ def carry_out(run: Run) -> None:
     run.step("issue certificates", ensure_certificates)
     run.step("start nodes", start_nodes)
     run.step("settle parameters", restart_where_pending)
-
-
-def _hosts(tx: Transaction) -> list[Host]:
-    return [
-        Host(
-            row["id"],
-            row["name"],
-            row["facts"]["memory_bytes"],
-            row["facts"]["versions"],
-            row["services"],
-            row["memory_promised"],
-        )
-        for row in tx.rows("hosts")
-        if row["facts"]
-    ]
-
-
-def _refuse_over_limit(app: App, tx: Transaction, caller: Caller, memory_bytes: int) -> None:
-    use = tx.row("organization_use", id=caller.organization_id)
-    assert use is not None
-    most = app.settings.services_per_organization
-    if use["services"] >= most:
-        raise Conflict(
-            f"The organization already has {use['services']} of at most {most} services"
-            " (setting services_per_organization). Delete one first."
-        )
-    limit = app.settings.organization_memory_gib * GIB
-    if limit and use["memory_bytes"] + memory_bytes > limit:
-        raise Conflict(
-            f"The plan's {memory_bytes / GIB:.0f} GiB do not fit: the organization's plans already take"
-            f" {use['memory_bytes'] / GIB:.0f} of {limit / GIB:.0f} GiB (setting organization_memory_gib)."
-        )
 
 
 def _take_ports(app: App, tx: Transaction, service: UUID) -> int:

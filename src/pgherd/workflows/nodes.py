@@ -19,6 +19,7 @@ from pgherd.model.plan import PLANS, memory
 from pgherd.model.pool import parameters
 from pgherd.model.service import Secrets, Wish
 from pgherd.sealing import seal
+from pgherd.settings import Settings
 from pgherd.spec import Admin, NodeSpec, Pool, Tls
 from pgherd.store.db import Transaction
 from pgherd.workflows.run import Run
@@ -46,17 +47,21 @@ def secrets_of(run: Run, row: DictRow) -> Secrets:
     return msgspec.json.decode(run.app.vault.open(row["secrets"]), type=Secrets)
 
 
+def certificate_hosts(settings: Settings, service: str, organization: str) -> list[str]:
+    """Every name and address under which the service is reached."""
+    hosts = [settings.host_of(service, organization), settings.advertised_host]
+    if settings.loopback:
+        hosts += ["localhost", "127.0.0.1", "::1"]
+    return list(dict.fromkeys(hosts))
+
+
 def ensure_certificates(run: Run) -> None:
     """The service has a certificate of its organization's CA for every name under which it is reached."""
-    settings = run.app.settings
     with run.app.db.transaction() as tx:
         row = service_row(tx, run)
         organization = tx.row("organization_by_id", id=run.organization)
         assert organization is not None
-    hosts = [settings.host_of(row["name"], organization["name"]), settings.advertised_host]
-    if settings.loopback:
-        hosts += ["localhost", "127.0.0.1", "::1"]
-    hosts = list(dict.fromkeys(hosts))
+    hosts = certificate_hosts(run.app.settings, row["name"], organization["name"])
     if certificates.fits(row["certificate"], organization["ca_certificate"], hosts):
         return
     ca_key = run.app.vault.open(organization["ca_key"]).decode()

@@ -18,12 +18,14 @@ log = logging.getLogger(__name__)
 
 #: A wait longer than this gives the job back, so that no thread is held by a slow host. Seconds.
 PATIENCE = 2.0
+#: The same for a run that came back: the queue hands out the oldest job first, and many waiting ones starve new ones.
+LATER_PATIENCE = 0.1
 #: Runs that may end in an error of ours before the operation fails.
 FAULTS = 5
 
 
 class GiveBack(Exception):
-    """The run waits for a host; the job comes again when a status arrives, or after a second."""
+    """The run waits for a host; the job comes again when a status arrives, or after some seconds."""
 
 
 class Superseded(Exception):
@@ -54,6 +56,11 @@ class Run:
             yield tx
             failpoints.passing(f"{self.kind} before record")
 
+    def check(self) -> None:
+        """Raise Superseded or Interrupted: a job that is no longer this run's must not be given back by it."""
+        with self.app.db.transaction() as tx:
+            self._still_mine(tx.row("look_at_operation", id=self.operation))
+
     def _still_mine(self, row: Any) -> None:
         if row is None:
             raise Interrupted("The operation is gone.")
@@ -76,12 +83,13 @@ class Run:
     def until(self, waiting: Callable[[Run], str | None]) -> None:
         """Wait until `waiting` gives no reason to wait any more. Raises GiveBack when patience ends first."""
         assert self.app.wakeups is not None
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + (PATIENCE if self.attempt == 1 else LATER_PATIENCE)
         while True:
             mark = self.app.wakeups.mark(str(self.service))
             reason = waiting(self)
             if reason is None:
                 return
+            self.check()
             left = end - time.monotonic()
             if left <= 0:
                 raise GiveBack(reason)
@@ -132,5 +140,9 @@ def carry_out(app: App, operation: UUID, works: dict[str, Callable[[Run], None]]
             counted = tx.row("count_fault", id=operation, attempt=run.attempt)
         if counted is not None and counted["faults"] >= FAULTS:
             run.fail(PgherdError("An internal error; the log of the worker has the details."))
+            return
+        if counted is None:
+            with contextlib.suppress(Interrupted):
+                run.check()
             return
         raise GiveBack(repr(error)) from error

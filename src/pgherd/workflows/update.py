@@ -15,9 +15,11 @@ from pgherd.model.pg_settings import flatten
 from pgherd.model.plan import PLANS
 from pgherd.model.pool import check_sum
 from pgherd.model.service import Change, Wish
+from pgherd.settings import Settings
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
+from pgherd.workflows.limits import refuse_full_hosts, refuse_more_memory
 from pgherd.workflows.nodes import (
     NodeFailed,
     ensure_certificates,
@@ -37,6 +39,7 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
     """Merge the change into the wish; the row lock keeps the order of requests."""
 
     def merge(tx: Transaction) -> UUID:
+        tx.row("lock_organization", id=caller.organization_id)
         row = tx.row("lock_service", organization_id=caller.organization_id, name=name)
         if row is None:
             raise NotFound("Service does not exist")
@@ -55,11 +58,20 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
             field = "plan" if new.plan != old.plan else "pgbouncer-settings"
             check_sum(pools_of(tx, row["id"]), new.pgbouncer_settings, PLANS[new.plan].max_connections, field)
         memory_bytes = PLANS[new.plan].memory_bytes * PLANS[new.plan].nodes
+        _refuse_over_limits(app.settings, tx, row, memory_bytes)
         tx.run("update_wish", id=row["id"], wish=Jsonb(msgspec.to_builtins(new)), memory_bytes=memory_bytes)
         service: UUID = row["id"]
         return service
 
     return accept(app, caller, operation, "update", WITHIN, merge)
+
+
+def _refuse_over_limits(settings: Settings, tx: Transaction, row: DictRow, memory_bytes: int) -> None:
+    more = memory_bytes - row["memory_bytes"]
+    if more > 0:
+        refuse_more_memory(settings, tx, row["organization_id"], more)
+        tx.run("lock_hosts")
+        refuse_full_hosts(settings, tx, row["id"], more)
 
 
 def _refuse_smaller_disk(tx: Transaction, row: DictRow, old: Wish, new: Wish) -> None:

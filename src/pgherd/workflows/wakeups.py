@@ -9,6 +9,9 @@ import psycopg
 
 log = logging.getLogger(__name__)
 
+#: Most services that are counted apart.
+MOST = 10_000
+
 
 class Wakeups:
     """Counts notifications per service. A wait never depends on one: it also ends at its time-out."""
@@ -16,7 +19,9 @@ class Wakeups:
     def __init__(self, url: str) -> None:
         self._url = url
         self._changed = threading.Condition()
-        self._counts: dict[str, int] = {}
+        self._total = 0
+        self._forgotten = 0  # the total when the services were last forgotten
+        self._last: dict[str, int] = {}  # service -> the total at its last notification
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -35,21 +40,28 @@ class Wakeups:
                     while not self._stopping.is_set():
                         for notice in connection.notifies(timeout=1, stop_after=1):
                             self._count(notice.payload)
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
                 log.warning("listening to the metadata failed, trying again: %s", error)
                 self._stopping.wait(1)
 
     def _count(self, service: str) -> None:
         with self._changed:
-            self._counts[service] = self._counts.get(service, 0) + 1
+            if len(self._last) >= MOST:  # everybody who waits looks once for nothing
+                self._last.clear()
+                self._forgotten = self._total
+            self._total += 1
+            self._last[service] = self._total
             self._changed.notify_all()
 
     def mark(self, service: str) -> int:
-        """How many notifications there were; taken before looking, handed to `wait` after."""
+        """Where the notifications stand; taken before looking, handed to `wait` after."""
         with self._changed:
-            return self._counts.get(service, 0)
+            return self._mark(service)
+
+    def _mark(self, service: str) -> int:
+        return self._last.get(service, self._forgotten)
 
     def wait(self, service: str, mark: int, seconds: float) -> None:
         """Return at the first notification after `mark`, or after `seconds`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._counts.get(service, 0) != mark, seconds)
+            self._changed.wait_for(lambda: self._mark(service) != mark, seconds)

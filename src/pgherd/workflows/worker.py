@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import os
 import threading
@@ -19,11 +20,13 @@ from typing import Any
 from uuid import UUID
 
 import procrastinate
+import procrastinate.manager
 import psycopg
 from procrastinate.jobs import Job
 from psycopg.rows import DictRow, dict_row
 
-from pgherd.store.db import Transaction
+from pgherd.errors import Unavailable
+from pgherd.store.db import RECONNECT, Transaction
 from pgherd.workflows import access, create, delete, pools, update
 from pgherd.workflows.app import App
 from pgherd.workflows.run import GiveBack, Run, Superseded, carry_out
@@ -44,23 +47,30 @@ MOST_SLOTS = 64
 
 
 class _Comeback(procrastinate.BaseRetryStrategy):
-    """A job that gave back comes again after a second, or at once when a status wakes it."""
+    """A job that gave back comes again after seconds, more the longer it waits, or at once when a status wakes it."""
 
     def get_retry_decision(self, *, exception: BaseException, job: Job) -> procrastinate.RetryDecision | None:
-        wait = 0.5 if isinstance(exception, GiveBack) else min(2.0**job.attempts, 10.0)
+        wait = min(0.5 + job.attempts / 8, 4.0) if isinstance(exception, GiveBack) else min(1.0 + job.attempts, 10.0)
         return procrastinate.RetryDecision(retry_at=datetime.now(UTC) + timedelta(seconds=wait))
 
 
 class Slot:
-    """This worker's place among the workers, held as long as the connection lives."""
+    """This worker's place among the workers, held as long as the connection lives; lost with it, it takes a new one."""
 
     def __init__(self, url: str) -> None:
-        self._connection: psycopg.Connection[DictRow] = psycopg.connect(
-            url, autocommit=True, application_name="pgherd-worker-slot", row_factory=dict_row
-        )
+        self._url = url
         self._guard = threading.Lock()
+        self._worker_id: int | None = None
+        self._enter()
+
+    def _enter(self) -> None:
+        self._connection: psycopg.Connection[DictRow] = psycopg.connect(
+            self._url, autocommit=True, application_name="pgherd-worker-slot", row_factory=dict_row
+        )
         self.number = next(n for n in range(MOST_SLOTS) if self._take(n))
         log.info("this worker has slot %d", self.number)
+        if self._worker_id is not None:
+            self._run("record_slot", slot=self.number, worker_id=self._worker_id)
 
     def _run(self, name: str, **values: Any) -> list[DictRow]:
         tx = Transaction(self._connection)
@@ -70,8 +80,13 @@ class Slot:
         return bool(self._run("take_slot", slot=number)[0]["taken"])
 
     def requeue_orphans(self, *, at_start: bool = False) -> None:
-        """Give back the jobs of slots whose worker is gone; at the start also those of this slot's former worker."""
+        """Give back the jobs of slots whose worker is gone; at the start also those of this slot's former worker.
+
+        Raises psycopg.OperationalError when the metadata does not answer; the next call connects anew.
+        """
         with self._guard:
+            if self._connection.closed:
+                self._enter()
             for row in self._run("slots"):
                 if row["slot"] == self.number:
                     if at_start:
@@ -85,12 +100,14 @@ class Slot:
     def record(self, worker_id: int) -> None:
         """Say under which id the queue knows this worker from now on."""
         with self._guard:
+            self._worker_id = worker_id
             self._run("record_slot", slot=self.number, worker_id=worker_id)
 
 
 def _queue(app: App, url: str, slot: Slot) -> procrastinate.App:
-    connector = procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=3)
+    connector = procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=3, reconnect_timeout=RECONNECT)
     queue = procrastinate.App(connector=connector)
+    _outlive_outages(queue.job_manager)
 
     @queue.task(name="carry_out", queue="operations", retry=_Comeback())
     def _carry_out(operation: str) -> None:
@@ -111,6 +128,29 @@ def _queue(app: App, url: str, slot: Slot) -> procrastinate.App:
     return queue
 
 
+def _outlive_outages(jobs: procrastinate.manager.JobManager) -> None:
+    """Keep what runs beside the queue's loop alive while the metadata restarts: without, each job is found late.
+
+    Procrastinate 3.10 ends these tasks at the first refused connection, and nobody notices.
+    """
+    listen, beat = jobs.listen_for_jobs, jobs.update_heartbeat
+
+    async def listen_for_jobs(**how: Any) -> None:
+        while True:
+            try:
+                await listen(**how)
+            except procrastinate.exceptions.ConnectorException as error:
+                log.warning("listening for jobs failed, trying again: %s", error)
+            await asyncio.sleep(1)
+
+    async def update_heartbeat(worker_id: int) -> None:
+        with contextlib.suppress(procrastinate.exceptions.ConnectorException):
+            await beat(worker_id)
+
+    jobs.listen_for_jobs = listen_for_jobs  # type: ignore[method-assign]
+    jobs.update_heartbeat = update_heartbeat  # type: ignore[method-assign]
+
+
 def run_worker(app: App, url: str, reconcile: Callable[[Slot], None]) -> None:
     """Work until SIGTERM. `reconcile` is called every two seconds in a thread of its own."""
     assert app.wakeups is not None
@@ -123,6 +163,8 @@ def run_worker(app: App, url: str, reconcile: Callable[[Slot], None]) -> None:
         while True:
             try:
                 reconcile(slot)
+            except (psycopg.OperationalError, Unavailable) as error:
+                log.warning("the reconcilers wait for the metadata: %s", error)
             except Exception:
                 log.exception("a reconciler failed; it is tried again")
             time.sleep(2)

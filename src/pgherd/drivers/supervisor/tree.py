@@ -229,6 +229,13 @@ class Supervisor:
             deaths=_recent(deaths.stdout), waiting=up and self._waits(directory, pid),
         )  # fmt: skip
 
+    def changed_at(self, name: str) -> int:
+        """When the supervisor last saw the process start or end, in nanoseconds; 0: never. Costs one look at a file."""
+        try:
+            return os.stat(self._scan / name / "supervise/status").st_mtime_ns
+        except OSError:
+            return 0
+
     def lives(self, name: str) -> bool:
         """Whether the service's process, an older copy of it or a child of either lives, supervised or not."""
         return not processes.lock_free(self._scan / name / "lock")

@@ -123,9 +123,13 @@ begin
         update service set phase = 'poweroff', notice = words where id = op.service_id and deleted_at is null;
         update node set spec = jsonb_set(spec, '{desired}', '"stopped"'), generation = generation + 1
          where service_id = op.service_id and spec is not null and spec ->> 'desired' = 'running';
+        -- changes that wait for the create must not start what was given up
+        perform end_operation(id, null, 'failure', 'interrupted', 'The service was not created.') from operation
+          where service_id = op.service_id and state = 'pending' and kind <> 'delete';
         perform wake_hosts(op.service_id);
     elsif op.kind <> 'delete' then
-        update service set phase = 'running', notice = words where id = op.service_id and deleted_at is null;
+        update service set phase = 'running', notice = words
+         where id = op.service_id and deleted_at is null and settled is not null;
     end if;
     perform pg_notify('pgherd_operation', which::text);
     return true;
@@ -166,6 +170,11 @@ language plpgsql security definer set search_path = public, pg_temp as $$
 declare
     mine node;
 begin
+    if not (jsonb_typeof(report -> 'generation') = 'number' and jsonb_typeof(report -> 'restart') = 'number'
+            and jsonb_typeof(report -> 'databases') = 'array' and jsonb_typeof(report -> 'users') = 'array'
+            and jsonb_typeof(report -> 'pending_restart') = 'array' and length(report::text) < 1048576) then
+        raise exception 'a status must have the form of NodeStatus';
+    end if;
     update host set seen_at = now() where login = session_user and seen_at < now() - interval '5 seconds';
     select n.* into mine from node n join host h on h.id = n.host_id
      where n.id = (report ->> 'node_id')::uuid and h.login = session_user
@@ -173,7 +182,11 @@ begin
     if not found or coalesce((mine.status ->> 'generation')::bigint, 0) > (report ->> 'generation')::bigint then
         return;
     end if;
-    update node set status = report, observed_at = now() where id = mine.id;
+    -- metadata that was restored from an older copy goes on above what the host has seen
+    update node set status = report, observed_at = now(),
+           generation = case when (report ->> 'generation')::bigint > generation
+                             then (report ->> 'generation')::bigint + 1 else generation end
+     where id = mine.id;
     if mine.status is null
        or mine.status - 'observed_at' - 'disk_used' is distinct from report - 'observed_at' - 'disk_used' then
         perform pg_notify('pgherd_status', mine.service_id::text);
