@@ -140,11 +140,13 @@ BEGIN
     IF session_user = pg_get_userbyid(10) THEN
         RETURN;
     ELSIF tg_tag = 'ALTER SUBSCRIPTION' THEN
-        PERFORM FROM pg_subscription
-            WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND subconninfo <> pgherd.checked_connection(subconninfo);
+        -- Up to 15 an owner may give its subscription to any superuser, who then runs the triggers of the tables.
+        PERFORM FROM pg_subscription JOIN pg_database d ON d.oid = subdbid JOIN pg_roles r ON r.oid = subowner
+            WHERE d.datname = current_database()
+            AND (subconninfo <> pgherd.checked_connection(subconninfo) OR rolsuper AND subowner <> datdba);
         IF FOUND THEN
-            RAISE insufficient_privilege USING MESSAGE = 'write the connection as host=''...'' port=''...'' dbname=''...'' ...';
+            RAISE insufficient_privilege USING MESSAGE = 'the subscription may not have this owner or connection',
+                HINT = 'Write the connection as host=''...'' port=''...'' dbname=''...'' user=''...'' password=''...''.';
         END IF;
         RETURN;
     END IF;

@@ -1,0 +1,221 @@
+"""Rows 26 to 31: replication, subscriptions, and connections that the server itself makes."""
+
+from __future__ import annotations
+
+import subprocess
+
+import psycopg
+import pytest
+
+from tests.attacks.conftest import SECRET, Fort
+from tests.plugins.host import PASSWORD
+
+#: Hosts that are this machine, in every spelling, and others that no database lies behind.
+_HERE = (
+    "127.0.0.1", "127.1", "127.9.9.9", "0.0.0.0", "0", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.0.0.1.",
+    "::1", "::", "::ffff:127.0.0.1", "::ffff:7f00:1", "::127.0.0.1", "0:0:0:0:0:0:0:1", "64:ff9b::7f00:1", "fe80::1",
+    "localhost", "LOCALHOST", "localhost.", "x.localhost", "localhost.localdomain", "ip6-localhost", "db",
+    "169.254.169.254", "224.0.0.1", "255.255.255.255", "/tmp", "/var/run/postgresql", "@abstract", "", "a.b,127.0.0.1",
+    "db.example.com,", "db.example.com 127.0.0.1", "host.0x7f", "1.2.3", "256.1.1.1", "01.2.3.4", "db.example.com/x",
+)  # fmt: skip
+_THERE = ("192.0.2.7", "10.0.0.1", "2001:db8::7", "fd00::7", "db.example.com", "db-1.example.co.uk", "7.example.com.")
+
+
+def _walsender(
+    fort: Fort, user: str, command: str, kind: str = "database", database: str = "defaultdb"
+) -> tuple[int, bytes]:
+    password = PASSWORD if user == "avnadmin" else SECRET
+    target = f"host=127.0.0.1 port={fort.spec.port} user={user} dbname={database} replication={kind} sslmode=require"
+    ended = subprocess.run(
+        ["psql", "-XAt", target, "-c", command], capture_output=True, env={"PGPASSWORD": password, "PATH": "/usr/bin"},
+        timeout=60, check=False,
+    )  # fmt: skip
+    return ended.returncode, ended.stdout
+
+
+def test_row_26_physical_replication(fort: Fort, attacker: str) -> None:
+    for command in ("IDENTIFY_SYSTEM", "BASE_BACKUP", "START_REPLICATION PHYSICAL 0/0"):
+        assert _walsender(fort, attacker, command, kind="true") == (2, b"")
+    if attacker != "repl":
+        for command in ("BASE_BACKUP", "CREATE_REPLICATION_SLOT s PHYSICAL", "START_REPLICATION PHYSICAL 0/0"):
+            assert _walsender(fort, attacker, command) == (2, b"")
+        fort.refused(attacker, "SELECT pg_create_physical_replication_slot('s')")
+    assert fort.superuser("SELECT count(*) FROM pg_replication_slots") == "0"
+
+
+def test_row_26_a_base_backup_holds_no_secret_of_the_platforms(fort: Fort) -> None:
+    """REPLICATION means: may read everything in this service; nothing in PostgreSQL stops `replication=database`."""
+    copied = _walsender(fort, "repl", "BASE_BACKUP (CHECKPOINT 'fast')")[1]
+    assert len(copied) > 1 << 20
+    key = (fort.host.directory(fort.spec) / "config/server.key").read_bytes().splitlines()[1]
+    assert key not in copied
+    verifiers = fort.superuser(
+        "SELECT string_agg(rolname, ',' ORDER BY rolname) FROM pg_authid WHERE rolpassword <> ''"
+    )
+    assert verifiers == "avnadmin,plain,repl"
+
+
+def test_row_27_output_plugins(fort: Fort, attacker: str) -> None:
+    plugins = ("evil", "/var/tmp/evil.so", "$libdir/hstore", "../../../../tmp/evil", "pgextwlist")
+    fort.refused(attacker, *(f"SELECT pg_create_logical_replication_slot('s', '{plugin}')" for plugin in plugins))
+    if attacker != "repl":
+        fort.refused(attacker, "SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
+    assert fort.superuser("SELECT count(*) FROM pg_replication_slots") == "0"
+
+
+def test_row_27_a_library_is_not_even_loaded(fort: Fort) -> None:
+    known = "SELECT count(*) FROM pg_settings WHERE name = 'output_plugin_libraries'"
+    if fort.superuser(known) == "0":
+        pytest.skip("CVE-2026-6471: this minor version loads any library for a replication user; fixed in 15.19")
+    assert fort.superuser("SHOW output_plugin_libraries") == "pgoutput, test_decoding"
+
+
+def test_row_28_slots_do_not_keep_everything(fort: Fort, attacker: str) -> None:
+    fort.refused(attacker, "SET max_slot_wal_keep_size = -1", "ALTER SYSTEM SET max_slot_wal_keep_size = -1")
+    kept = "SELECT setting::int FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
+    assert 0 < int(fort.superuser(kept)) <= fort.spec.disk_bytes >> 21
+
+
+@pytest.mark.parametrize("host", _HERE)
+def test_row_29_and_31_subscriptions_reach_no_service_of_this_machine(fort: Fort, host: str) -> None:
+    connection = f"host='{host}' port={fort.spec.port} dbname=defaultdb user=avnadmin password={PASSWORD}"
+    call = "SELECT pgherd.create_subscription('s', $c${}$c$, 'p', 's')"
+    errors = fort.refused("avnadmin", call.format(connection))
+    assert errors[0].sqlstate in ("42501", "22023")
+    assert fort.superuser("SELECT count(*) FROM pg_subscription") == "0"
+
+
+@pytest.mark.parametrize("host", _THERE)
+def test_row_31_other_machines_may_be_named(fort: Fort, host: str) -> None:
+    assert fort.superuser(f"SELECT pgherd.require_remote('{host}')", "defaultdb") == ""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "hostaddr=127.0.0.1", "service=x", "passfile=/etc/passwd", "sslkey=/etc/passwd",
+        "sslcert=/etc/passwd", "sslrootcert=/etc/passwd", "options='-c log_statement=all'",
+        "options=-csession_preload_libraries=evil", "host=127.0.0.1", "gssencmode=require",
+        "replication=database", "port='1 hostaddr=127.0.0.1'", "target_session_attrs=any", "user=x",
+        "dbname='host=/tmp'",
+        "dbname='postgres://127.0.0.1/x'", "password='x", "HOST=127.0.0.1",
+        "application_name='a\\' hostaddr=127.0.0.1",
+    ],
+)  # fmt: skip
+def test_row_29_and_31_options_of_a_subscriptions_connection(fort: Fort, more: str) -> None:
+    connection = f"host=db.invalid user=avnadmin password=x {'' if 'dbname' in more else 'dbname=d'} {more}"
+    errors = fort.refused("avnadmin", f"SELECT pgherd.create_subscription('s', $c${connection}$c$, 'p', 's')")
+    assert errors[0].sqlstate in ("42501", "22023")
+
+
+def test_row_29_what_is_checked_is_what_is_used(fort: Fort) -> None:
+    tricky = r"host = db.invalid dbname='a\'b' user=u password='p\\ x\'' application_name=x''"
+    assert (
+        fort.tries("avnadmin", f"SELECT pgherd.create_subscription('s', $c${tricky}$c$, 'p', 's')")[0].sqlstate
+        == "22023"
+    )
+    good = r"host = db.invalid dbname='a\'b' user=u password='p\\ x\''"
+    checked = fort.superuser(f"SELECT pgherd.checked_connection($c${good}$c$)", "defaultdb")
+    assert psycopg.conninfo.conninfo_to_dict(checked) == psycopg.conninfo.conninfo_to_dict(good)
+    assert fort.superuser(f"SELECT pgherd.checked_connection($c${checked}$c$)", "defaultdb") == checked
+
+
+def test_row_29_no_subscription_past_the_function(fort: Fort, attacker: str) -> None:
+    connection = f"host={fort.host.directory(fort.spec) / 'run'} port={fort.spec.port} user=postgres dbname=postgres"
+    fort.refused(
+        attacker,
+        f"CREATE SUBSCRIPTION s CONNECTION '{connection}' PUBLICATION p",
+        f"CREATE SUBSCRIPTION s CONNECTION '{connection}' PUBLICATION p WITH (connect = false)",
+        f"CREATE SUBSCRIPTION s CONNECTION '{connection}' PUBLICATION p WITH (password_required = false)",
+        f"SELECT pgherd.create_subscription('s', '{connection}', 'p', 's')",
+    )
+    if attacker != "avnadmin":
+        remote = "host=db.invalid dbname=d user=u password=p"
+        fort.refused(
+            attacker,
+            f"SELECT pgherd.create_subscription('s', '{remote}', 'p', 's')",
+            "SELECT pgherd.create_publication_for_all_tables('p')",
+            "SELECT pgherd.checked_connection('x')",
+            "CREATE PUBLICATION p FOR ALL TABLES",
+        )
+    assert fort.superuser("SELECT count(*) FROM pg_subscription") == "0"
+
+
+def test_row_29_the_owner_of_a_subscription_cannot_turn_it_to_this_machine(fort: Fort) -> None:
+    remote = "host=''db.invalid'' dbname=''d'' user=''u'' password=''p''"
+    fort.superuser(f"""
+        CREATE SUBSCRIPTION s CONNECTION '{remote}' PUBLICATION p WITH (connect = false, slot_name = NONE);
+        ALTER ROLE avnadmin SUPERUSER; ALTER SUBSCRIPTION s OWNER TO avnadmin; ALTER ROLE avnadmin NOSUPERUSER;
+    """, "defaultdb")  # fmt: skip
+    run = fort.host.directory(fort.spec) / "run"
+    fort.refused(
+        "avnadmin",
+        f"ALTER SUBSCRIPTION s CONNECTION 'host={run} user=postgres dbname=postgres'",
+        f"ALTER SUBSCRIPTION s CONNECTION 'host=127.0.0.1 dbname=d user=u password=p port={fort.spec.port}'",
+        "ALTER SUBSCRIPTION s OWNER TO postgres",
+        f"DO $$ BEGIN ALTER SUBSCRIPTION s CONNECTION 'host={run} user=postgres'; END $$",
+    )
+    assert fort.superuser("SELECT subconninfo FROM pg_subscription") == remote.replace("''", "'")
+    results = fort.tries(
+        "avnadmin",
+        "ALTER SUBSCRIPTION s CONNECTION 'host=''db2.invalid'' dbname=''d'' user=''u'' password=''p'''",
+        "DROP SUBSCRIPTION s",
+    )
+    assert results == [None, None]
+
+
+def test_row_30_decoding_of_another_database(fort: Fort) -> None:
+    for database in ("postgres", "template1"):
+        assert _walsender(fort, "repl", "IDENTIFY_SYSTEM", database=database) == (2, b"")
+    assert (
+        fort.tries("avnadmin", "CREATE DATABASE private", "REVOKE CONNECT ON DATABASE private FROM PUBLIC")[-1] is None
+    )
+    try:
+        assert _walsender(fort, "repl", "IDENTIFY_SYSTEM", database="private") == (2, b"")
+        fort.superuser("SELECT pg_create_logical_replication_slot('s', 'test_decoding')", "private")
+        fort.refused("repl", "SELECT * FROM pg_logical_slot_get_changes('s', NULL, NULL)")
+    finally:
+        fort.superuser("SELECT pg_drop_replication_slot('s') FROM pg_replication_slots")
+        fort.superuser("DROP DATABASE private WITH (FORCE)")
+
+
+@pytest.fixture
+def connecting(fort: Fort) -> Fort:
+    """With dblink and postgres_fdw, which everybody may use."""
+    results = fort.tries("avnadmin", "CREATE EXTENSION dblink", "CREATE EXTENSION postgres_fdw")
+    assert all(result is None or result.sqlstate == "42710" for result in results)
+    fort.tries("avnadmin", "GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO avnadmin")
+    return fort
+
+
+def test_row_31_dblink_is_never_the_superuser(connecting: Fort, attacker: str) -> None:
+    run, port = connecting.host.directory(connecting.spec) / "run", connecting.spec.port
+    targets = (
+        f"host={run} port={port} user=postgres dbname=postgres", f"host={run} port={port} user=postgres password=x",
+        f"host=127.0.0.1 port={port} user=postgres password=x dbname=postgres", f"host=::1 port={port} user=avnadmin",
+        f"host=127.0.0.1 port={port} user=avnadmin dbname=defaultdb", "service=x", "passfile=/etc/passwd",
+        f"host={run} port={port} user=avnadmin password={PASSWORD} dbname=defaultdb",
+        f"host=127.0.0.1,{run} port={port} user=postgres password=x", "host=/var/run/postgresql user=postgres",
+    )  # fmt: skip
+    connecting.refused(attacker, *(f"SELECT dblink_connect($c${target}$c$)" for target in targets))
+    connecting.refused(attacker, *(f"SELECT dblink_connect_u($c${target}$c$)" for target in targets))
+    connecting.refused(attacker, f"SELECT * FROM dblink($c${targets[0]}$c$, 'SELECT 1') AS t(a int)")
+
+
+def test_row_31_postgres_fdw_is_never_the_superuser(connecting: Fort) -> None:
+    run, port = connecting.host.directory(connecting.spec) / "run", connecting.spec.port
+    connecting.superuser("GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO plain", "defaultdb")
+    for user in ("avnadmin", "plain"):
+        for host in (str(run), "127.0.0.1"):
+            results = connecting.tries(
+                user,
+                f"CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{host}', port '{port}')",
+                f"CREATE USER MAPPING FOR {user} SERVER s OPTIONS (user 'postgres', password 'x')",
+                f"CREATE FOREIGN TABLE {user}_f (a int) SERVER s OPTIONS (table_name 'pg_authid')",
+                f"SELECT * FROM {user}_f",
+                f"ALTER USER MAPPING FOR {user} SERVER s OPTIONS (ADD password_required 'false')",
+                f"ALTER USER MAPPING FOR {user} SERVER s OPTIONS (ADD sslkey '/etc/passwd')",
+                "DROP SERVER s CASCADE",
+            )
+            assert [r.sqlstate for r in results[3:6] if isinstance(r, psycopg.Error)] and len(results) == 7
+            assert all(isinstance(r, psycopg.Error) for r in results[3:6])
