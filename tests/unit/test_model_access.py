@@ -70,9 +70,9 @@ def test_waiting_tasks_count() -> None:
 
 def test_what_pools_use_stays() -> None:
     pools = (Pool("b", "shop", "session", 1, "alice"), Pool("a", "shop", "session", 1))
-    with pytest.raises(Conflict, match=r"Database shop is used by connection pools: a, b. Delete them first."):
+    with pytest.raises(Conflict, match=r"Database shop is used by connection pools: a, b\. Delete them first\."):
         cluster(pools=pools).check(task("drop-database", "shop"))
-    with pytest.raises(Conflict, match=r"User alice is used by connection pools: b."):
+    with pytest.raises(Conflict, match=r"User alice is used by connection pools: b\."):
         cluster(pools=pools).check(task("drop-user", "alice"))
     cluster(pools=pools).check(task("set-password", "alice"))
 
