@@ -1,0 +1,94 @@
+"""200 clients through a transaction pool of ten, beside a PgBouncer configured by hand before the same server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+from tests.plugins.instance import Instance, free_port, until
+
+PGBOUNCER = "/usr/local/lib/pgherd/pgbouncer/bin/pgbouncer"
+PGBENCH = "/usr/lib/postgresql/15/bin/pgbench"
+CLIENTS, SIZE = 200, 10
+
+
+def measure_pool(instance: Instance, seconds: int) -> list[tuple[str, str]]:
+    """Transactions per second of both, alternating twice; every run must end without an error."""
+    name, client = instance.create(plan="startup-4"), instance.client()
+    admin = client.reveal_dbaas_postgres_user_password(service_name=name, username="avnadmin")["password"]
+    opened = client.create_dbaas_pg_connection_pool(
+        service_name=name, name="bench", database_name="defaultdb", mode="transaction", size=SIZE, username="avnadmin"
+    )
+    assert instance.finished(opened)["state"] == "success"
+    params = client.get_dbaas_service_pg(name=name)["uri-params"]
+    direct = {"PGHOST": params["host"], "PGPORT": params["port"], "PGUSER": "avnadmin", "PGPASSWORD": admin}
+    environment = {**os.environ, **direct, "PGSSLMODE": "require"}
+    subprocess.run([PGBENCH, "-i", "-q", "-s", "10", "defaultdb"], env=environment, check=True, capture_output=True)
+    ours: list[float] = []
+    hand: list[float] = []
+    with _by_hand(instance.home, params["host"], int(params["port"]), admin) as port:
+        for _ in range(2):
+            ours.append(_pgbench({**environment, "PGPORT": str(int(params["port"]) + 1)}, "bench", seconds))
+            hand.append(_pgbench({**environment, "PGPORT": str(port)}, "bench", seconds))
+    instance.delete(name)
+    what = f"pgbench, {CLIENTS} clients through a transaction pool of {SIZE}, prepared statements, TLS"
+    return [(what, f"{max(ours):.0f} tps | {max(hand):.0f} tps | {max(ours) / max(hand):.2f}")]
+
+
+def _pgbench(environment: dict[str, str], pool: str, seconds: int) -> float:
+    argv = [PGBENCH, "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds), pool]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "failed transactions: 0 " in done.stdout, done.stdout
+    found = re.search(r"tps = ([\d.]+)", done.stdout)
+    assert found
+    return float(found[1])
+
+
+@contextlib.contextmanager
+def _by_hand(home: Path, host: str, port: int, password: str) -> Iterator[int]:
+    """The shortest configuration that does the same: TLS and SCRAM for clients, a pool of ten to the same server."""
+    root, listen = Path(tempfile.mkdtemp(prefix="pgherd-floor-")), free_port()
+    account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    node = next((home / "nodes").iterdir()) / "config"
+    for file in ("server.crt", "server.key"):
+        shutil.copy(node / file, root / file)
+    (root / "users.txt").write_text(f'"avnadmin" "{password}"\n')
+    (root / "pgbouncer.ini").write_text(
+        f"[databases]\nbench = host={host} port={port} dbname=defaultdb user=avnadmin\n[pgbouncer]\n"
+        f"listen_addr = 127.0.0.1\nlisten_port = {listen}\nauth_type = scram-sha-256\nauth_file = {root}/users.txt\n"
+        f"pool_mode = transaction\ndefault_pool_size = {SIZE}\nmax_client_conn = 1000\nmax_prepared_statements = 100\n"
+        f"client_tls_sslmode = require\nclient_tls_cert_file = {root}/server.crt\n"
+        f"client_tls_key_file = {root}/server.key\nserver_tls_sslmode = require\nunix_socket_dir =\n"
+    )
+    identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+    for path in (root, *root.iterdir()):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+        if identity:
+            os.chown(path, account.pw_uid, account.pw_gid)
+    process = subprocess.Popen(  # type: ignore[call-overload]
+        [PGBOUNCER, str(root / "pgbouncer.ini")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **identity
+    )
+    try:
+        until(lambda: _answers(listen, password), 10, "the PgBouncer by hand answers")
+        yield listen
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(root)
+
+
+def _answers(port: int, password: str) -> bool:
+    where = {"host": "127.0.0.1", "port": port, "user": "avnadmin", "dbname": "bench", "sslmode": "require"}
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(password=password, **where):  # type: ignore[arg-type]
+        return True
+    return False
