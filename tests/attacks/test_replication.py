@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -180,12 +181,12 @@ def test_row_30_decoding_of_another_database(fort: Fort) -> None:
 
 
 @pytest.fixture
-def connecting(fort: Fort) -> Fort:
+def connecting(fort: Fort) -> Iterator[Fort]:
     """With dblink and postgres_fdw, which everybody may use."""
     results = fort.tries("avnadmin", "CREATE EXTENSION dblink", "CREATE EXTENSION postgres_fdw")
     assert all(result is None or result.sqlstate == "42710" for result in results)
-    fort.tries("avnadmin", "GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO avnadmin")
-    return fort
+    yield fort
+    fort.tries("avnadmin", "DROP EXTENSION dblink CASCADE", "DROP EXTENSION postgres_fdw CASCADE")
 
 
 def test_row_31_dblink_is_never_the_superuser(connecting: Fort, attacker: str) -> None:
@@ -204,7 +205,7 @@ def test_row_31_dblink_is_never_the_superuser(connecting: Fort, attacker: str) -
 
 def test_row_31_postgres_fdw_is_never_the_superuser(connecting: Fort) -> None:
     run, port = connecting.host.directory(connecting.spec) / "run", connecting.spec.port
-    connecting.superuser("GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO plain", "defaultdb")
+    connecting.superuser("GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO avnadmin, plain", "defaultdb")
     for user in ("avnadmin", "plain"):
         for host in (str(run), "127.0.0.1"):
             results = connecting.tries(
