@@ -114,7 +114,59 @@ class Delete:
         assert instance.call("GET", f"/v2/dbaas-postgres/{name}").status_code == 404
 
 
-OPERATIONS: dict[str, Callable[[], Any]] = {"create": Create, "update": Update, "delete": Delete}
+class User(Update):
+    """Create a user; afterwards the password that is revealed logs in."""
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        self.count += 1
+        return insist(instance, "POST", f"/dbaas-postgres/{name}/user", {"username": f"u{self.count}"})
+
+    def check(self, instance: Instance, name: str) -> None:
+        user = f"u{self.count}"
+        answer = instance.client().reveal_dbaas_postgres_user_password(service_name=name, username=user)
+        who = instance.sql(name, "select current_user::text", user=user, password=answer["password"])
+        assert who == [(user,)]
+
+
+class Password(User):
+    """Reset the admin's password; afterwards the new one logs in and is revealed."""
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        self.count += 1
+        path = f"/dbaas-postgres/{name}/user/avnadmin/password/reset"
+        return insist(instance, "PUT", path, {"password": f"password-{self.count}"})
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert f"password-{self.count}" in instance.dsn(name)
+        assert instance.sql(name, "select 1") == [(1,)]
+
+
+class Pool(Update):
+    """Create a pool, and the next time another size of it; afterwards it serves."""
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        self.count += 1
+        if self.count == 1:
+            body = {"name": "pool", "database-name": "defaultdb", "size": 19}
+            return insist(instance, "POST", f"/dbaas-postgres/{name}/connection-pool", body)
+        path = f"/dbaas-postgres/{name}/connection-pool/pool"
+        return insist(instance, "PUT", path, {"size": 1 + self.count % 18})
+
+    def check(self, instance: Instance, name: str) -> None:
+        service = instance.client().get_dbaas_service_pg(name=name)
+        assert [pool["name"] for pool in service["connection-pools"]] == ["pool"]
+        port = str(int(service["uri-params"]["port"]) + 1)
+        assert instance.sql(name, "select 1", port=port, dbname="pool") == [(1,)]
+
+
+OPERATIONS: dict[str, Callable[[], Any]] = {
+    "create": Create,
+    "update": Update,
+    "delete": Delete,
+    "user": User,
+    "password": Password,
+    "pool": Pool,
+}
 
 
 def assert_nothing_is_left(instance: Instance) -> None:
