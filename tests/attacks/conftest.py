@@ -16,8 +16,8 @@ import pytest
 
 from pgherd import unprivileged
 from pgherd.agent.converge import Convergence
-from pgherd.drivers import postgres
-from pgherd.spec import NodeSpec
+from pgherd.drivers import pgbouncer, postgres
+from pgherd.spec import NodeSpec, Pool
 from tests.plugins.host import PASSWORD, RunningHost, _ensure_log_user
 
 #: What `plain` and `repl` have as their password.
@@ -97,7 +97,9 @@ def under_attack(attacked_host: RunningHost) -> Fort:
 
 def made(host: RunningHost) -> Fort:
     """A service with its attackers."""
-    fort = Fort(host, host.running())
+    # With a pool, PgBouncer's door on the socket is open too.
+    pools = [Pool("pool", "defaultdb", "transaction", 2)] if pgbouncer.program("") else []
+    fort = Fort(host, host.running(pools=pools))
     fort.tries("avnadmin", f"CREATE ROLE plain LOGIN PASSWORD '{SECRET}'")
     fort.superuser(f"CREATE ROLE repl LOGIN REPLICATION PASSWORD '{SECRET}'")
     fort.tries("avnadmin", "GRANT USAGE, CREATE ON SCHEMA public TO plain, repl")

@@ -296,12 +296,12 @@ def test_row_23_names_like_the_platforms(fort: Fort, name: str) -> None:
         with fort.host.connect(fort.spec, user=name, password=SECRET) as connection:
             row = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
         assert row == (False,)
+        # With pools, the service's own OS user may be any tenant on the socket, so that PgBouncer can; no more.
         psql, run = fort.host.agent.programs["15"].bin / "psql", fort.host.directory(fort.spec) / "run"
-        socket = fort.as_service(
-            str(psql), "-XAtw", "-h", str(run),
-            "-p", str(fort.spec.port), "-U", name, "-d", "defaultdb", "-c", "SELECT 1",
-        )  # fmt: skip
-        assert socket.code != 0
+        argv = [str(psql), "-XAtw", "-h", str(run), "-p", str(fort.spec.port), "-U", name, "-c", "SHOW is_superuser"]
+        assert fort.as_service(*argv, "-d", "defaultdb").out in (b"", b"off\n")
+        for database in ("postgres", "template1"):
+            assert fort.as_service(*argv, "-d", database).code != 0
     finally:
         fort.tries("avnadmin", f'DROP ROLE "{name}"')
 
@@ -375,3 +375,19 @@ def test_row_25_guards_are_in_every_database_that_tenants_make(fort: Fort, templ
         assert fort.superuser(owner, "copied") == "postgres"
     finally:
         fort.superuser("DROP DATABASE copied WITH (FORCE)")
+
+
+def test_row_21_the_poolers_role_leads_nowhere(fort: Fort) -> None:
+    """Up to 15 `CREATEROLE` may change it: that breaks the service's own pools, and gives nobody a verifier."""
+    present = fort.superuser("SELECT count(*) FROM pg_roles WHERE rolname = 'pgherd_pooler'")
+    if present == "0":
+        pytest.skip("no PgBouncer on this host")
+    fort.tries("avnadmin", f"ALTER ROLE pgherd_pooler PASSWORD '{SECRET}'", "GRANT pgherd_pooler TO plain")
+    try:
+        for database in ("defaultdb", "postgres"):
+            with pytest.raises(psycopg.OperationalError):
+                fort.connect("pgherd_pooler", dbname=database)
+        with pytest.raises(psycopg.OperationalError):
+            fort.connect("plain", dbname="postgres")
+    finally:
+        fort.superuser("ALTER ROLE pgherd_pooler PASSWORD NULL; REVOKE pgherd_pooler FROM plain")
