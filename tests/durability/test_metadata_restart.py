@@ -35,7 +35,13 @@ def test_metadata_restart(instance: Instance) -> None:
     until(lambda: metadata(instance, LISTENERS) == "3", 20, "worker and API listen again")
     until(lambda: metadata(instance, SLOTS) == "1", 20, "the worker has a slot again")
     assert instance.processes("pgherd worker") == workers
-    instance.delete(name)
+
+    def deleted() -> bool:
+        """Clients that meet a 503 send again; the writing side may still be connecting anew."""
+        answer = instance.call("DELETE", f"/v2/dbaas-service/{name}")
+        return answer.status_code == 200 and instance.finished(answer.json())["state"] == "success"
+
+    until(deleted, 20, "changes are accepted again")
 
 
 @pytest.mark.timeout(180)

@@ -51,7 +51,7 @@ def test_stopped_worker_loses_its_operation(fragile: Instance) -> None:
         done = fragile.finished(opened, 90)
         assert done["state"] == "success", "the other worker takes over and ends the operation"
         os.kill(stopped, signal.SIGCONT)
-        until(lambda: _state(stopped) in ("", "Z"), 20, "the worker that was taken over from ends itself")
+        until(lambda: _state(stopped) in ("", "Z"), 60, "the worker that was taken over from ends itself")
         stopped = 0
         assert fragile.client().get_operation(id=done["id"]) == done
         assert fragile.sql(name, "select 1") == [(1,)]
