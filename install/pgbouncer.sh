@@ -41,18 +41,22 @@ sites() {
 }
 main=$(sites Debian)
 security=$(sites Debian-Security)
+[ -n "$main" ] || missing "this system's apt knows no mirror of Debian"
 apt=$making/apt
 mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$apt/sources" "$making/debs"
 : >"$apt/status"
 cat >"$apt/sources/pgherd.sources" <<END
 Types: deb
-URIs: ${main:-http://deb.debian.org/debian}
+URIs: $main
 Suites: $release
 Components: main
 Signed-By: $keyring
 
+END
+[ -z "$security" ] || cat >>"$apt/sources/pgherd.sources" <<END
+
 Types: deb
-URIs: ${security:-http://deb.debian.org/debian-security}
+URIs: $security
 Suites: $release-security
 Components: main
 Signed-By: $keyring
