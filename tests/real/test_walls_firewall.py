@@ -81,14 +81,18 @@ def namespace(name: str, there: str, here: str) -> Iterator[list[str]]:
         ip("netns", "del", name)
 
 
+def tables() -> str:
+    """The tables that the kernel has."""
+    return subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.fixture
 def firewall(tmp_path: Any) -> Iterator[Firewall]:
     """A firewall of its own, without an agent."""
     made = Firewall(tmp_path, [(1, 1)])
     yield made
     made.remove()
-    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-    assert made.table not in tables
+    assert made.table not in tables()
 
 
 @rooted
@@ -271,3 +275,18 @@ def _own_address() -> str:
             return ""
         found: str = probe.getsockname()[0]
         return "" if found.startswith("127.") else found
+
+
+@rooted
+def test_the_table_of_an_instance_that_is_gone_goes_too(firewall: Firewall, tmp_path: Any) -> None:
+    """Its users' numbers may be others' by now, which it would cut off."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    left = Firewall(gone, [(1, 1)])
+    left.begin({"node": Door(31000, ("127.0.0.0/8",), "service", 1)})
+    assert left.table in tables()
+    firewall.begin({})
+    assert left.table in tables(), "its home is there"
+    gone.rmdir()
+    firewall.begin({})
+    assert left.table not in tables()

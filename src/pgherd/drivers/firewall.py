@@ -13,6 +13,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import struct
@@ -33,6 +34,9 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROBE_EVERY = 60.0  # seconds between looks whether a host that could not filter now can
 _TIMEOUT = 20  # seconds that one nft may take
 _DNS = 53
+#: Table -> home of the instance that wrote it; in memory like the tables themselves.
+_NOTES = Path("/run/pgherd-firewall")
+_TABLE = re.compile(r"pgherd_[0-9a-f]{12}")
 #: Where clouds tell a machine its own credentials.
 _CLOUD = ("169.254.0.0/16", "fd00:ec2::254/128")
 
@@ -56,6 +60,7 @@ class Firewall:
     """The table of the instance whose home is `root`; no service may answer on a `reserved` port not its own."""
 
     def __init__(self, root: Path, reserved: Iterable[tuple[int, int]] = ()) -> None:
+        self._home = str(root.absolute())
         self.table = f"pgherd_{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:12]}"
         self.problem = "not looked at yet"
         self._reserved = tuple(reserved)
@@ -71,6 +76,11 @@ class Firewall:
             self._doors = dict(doors)
             self._wished += 1
         self.keep()
+        if not self.problem:
+            try:
+                self._sweep()
+            except (HostFault, OSError) as error:
+                log.error("The firewall: tables of instances that are gone: %s", error)
 
     def put(self, node: str, door: Door) -> None:
         """Let this be the node's door. Raises HostFault when the kernel refuses it."""
@@ -108,6 +118,7 @@ class Firewall:
         if os.geteuid() == 0 and shutil.which("nft", path=_PATH):
             with self._writing:
                 _nft(render(self.table, [], self._reserved), "-f", "-")
+                (_NOTES / self.table).unlink(missing_ok=True)
 
     def ports(self) -> set[int]:
         """The ports that the kernel guards for this instance. Raises HostFault when it cannot be asked."""
@@ -135,6 +146,16 @@ class Firewall:
         return ""
 
     # --- inside --------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """Remove the tables of instances whose home is gone: their uids may be another instance's by now."""
+        _NOTES.mkdir(mode=0o700, exist_ok=True)
+        (_NOTES / self.table).write_text(self._home)
+        for note in _NOTES.iterdir():
+            if _TABLE.fullmatch(note.name) and not os.path.exists(note.read_text()):
+                log.info("The instance of table %s is gone; so is the table", note.name)
+                _nft(render(note.name, [], ()), "-f", "-")
+                note.unlink()
 
     def _probe(self) -> None:
         if time.monotonic() < self._probe_at:
