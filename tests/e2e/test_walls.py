@@ -149,12 +149,14 @@ def test_the_doctor_sees_the_walls_and_down_leaves_none(walled: Instance) -> Non
     walled.delete(name)
     assert not set(range(node["port"], node["port"] + 4)) & wall.ports()
     assert not [group for group in groups if group.exists()]
+    other = walled.create()
     walled.run("down")
     listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     assert wall.table not in listed
     assert not [group for group in groups if group.parent.exists()]
     walled.up()
     until(wall.ports, 20, "the walls are there again")
+    walled.delete(other)
 
 
 def _node(instance: Instance, name: str) -> dict[str, Any]:
