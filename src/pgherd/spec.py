@@ -12,7 +12,7 @@ import msgspec
 
 #: Version of the parameters that the platform itself sets on every node. A service whose spec carries
 #: an older one is rolled to this one by the health reconciler.
-PLATFORM = 2
+PLATFORM = 3
 
 Desired = Literal["running", "stopped", "absent"]
 NodeState = Literal["setting_up", "starting", "running", "stopped", "failed", "absent"]

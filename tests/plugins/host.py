@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import hmac
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -187,11 +189,29 @@ def verifier(password: str) -> str:
 
 
 _given: set[int] = set()
+_BLOCK, _FIRST, _LAST = 224, 30000, 32764
+
+
+@functools.cache
+def _own_block() -> tuple[int, socket.socket]:
+    """Ports that no other test process of this machine has, and what holds them: a socket."""
+    blocks = range(_FIRST, _LAST - _BLOCK, _BLOCK)
+    for first in random.sample(blocks, len(blocks)):
+        holder = socket.socket(socket.AF_UNIX)
+        try:
+            holder.bind(f"\0pgherd-test-host-ports-{first}")
+        except OSError:
+            holder.close()
+            continue
+        return first, holder
+    raise AssertionError("every block of ports for tests is taken")
 
 
 def _free_port() -> int:
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4
-    for port in range(30000 + worker * 680, 30680 + worker * 680, 4):
+    first, _ = _own_block()
+    if len(_given) == _BLOCK // 4:
+        _given.clear()  # the first ones have long been deleted
+    for port in range(first, first + _BLOCK, 4):
         with socket.socket() as probe:
             try:
                 probe.bind(("0.0.0.0", port))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from pgherd.store.db import Transaction
+from pgherd.workflows.accept import defer
 from pgherd.workflows.worker import SILENCE
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def find_lost(tx: Transaction) -> None:
     """A pending operation without a job gets a new one: the operation's row is the truth, not the job's."""
     for row in tx.rows("operations_without_job"):
         log.warning("operation %s lost its job; it gets a new one", row["id"])
-        tx.run("defer", lock=str(row["service_id"]), queueing_lock=str(row["id"]), operation=str(row["id"]))
+        defer(tx, row["id"], row["service_id"])
 
 
 def wake_far(tx: Transaction) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 from pgherd.model import certificates
 from pgherd.spec import PLATFORM
 from pgherd.store.db import Transaction
+from pgherd.workflows.accept import open_operation
 from pgherd.workflows.app import App
 from pgherd.workflows.delete import clear_records
 from pgherd.workflows.nodes import certificate_hosts
@@ -46,16 +47,5 @@ def _open_update(tx: Transaction, service: UUID, why: str) -> None:
     row = tx.row("lock_service_by_id", id=service)
     if row is None or row["deleted_at"] is not None:
         return
-    operation = uuid4()
     log.info("service %s is updated: %s", service, why)
-    tx.run(
-        "insert_operation",
-        id=operation,
-        organization_id=row["organization_id"],
-        service_id=service,
-        kind="update",
-        within=WITHIN,
-        key=None,
-        signature=None,
-    )
-    tx.run("defer", lock=str(service), queueing_lock=str(operation), operation=str(operation))
+    open_operation(tx, uuid4(), row["organization_id"], service, "update", WITHIN)

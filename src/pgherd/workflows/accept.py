@@ -38,19 +38,7 @@ def accept(
             if earlier is not None:
                 return UUID(str(earlier["id"]))
             service = wish(tx)
-            tx.run(
-                "insert_operation",
-                id=operation,
-                organization_id=caller.organization_id,
-                service_id=service,
-                kind=kind,
-                within=within,
-                key=caller.key,
-                signature=caller.signature,
-            )
-            if task is not None:
-                tx.run("set_task", id=operation, task=Jsonb(msgspec.to_builtins(task)), secret=secret)
-            tx.run("defer", lock=str(service), queueing_lock=str(operation), operation=str(operation))
+            open_operation(tx, operation, caller.organization_id, service, kind, within, task, secret, caller)
             failpoints.passing(f"{kind} accept before commit")
     except (PgherdError, psycopg.errors.UniqueViolation) as error:
         with app.db.transaction() as tx:
@@ -62,3 +50,35 @@ def accept(
         raise Conflict("Another request got in between; try again.", detail=str(error)) from error
     failpoints.passing(f"{kind} accept after commit")
     return operation
+
+
+def open_operation(
+    tx: Transaction,
+    operation: UUID,
+    organization: UUID,
+    service: UUID,
+    kind: str,
+    within: float,
+    task: msgspec.Struct | None = None,
+    secret: bytes | None = None,
+    caller: Caller | None = None,
+) -> None:
+    """Insert the operation and its job; `caller` is None when the platform itself opens it."""
+    tx.run(
+        "insert_operation",
+        id=operation,
+        organization_id=organization,
+        service_id=service,
+        kind=kind,
+        within=within,
+        key=caller.key if caller else None,
+        signature=caller.signature if caller else None,
+    )
+    if task is not None:
+        tx.run("set_task", id=operation, task=Jsonb(msgspec.to_builtins(task)), secret=secret)
+    defer(tx, operation, service)
+
+
+def defer(tx: Transaction, operation: UUID, service: UUID) -> None:
+    """Give the operation a job of its service's queue."""
+    tx.run("defer", lock=str(service), queueing_lock=str(operation), operation=str(operation))
