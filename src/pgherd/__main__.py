@@ -55,8 +55,26 @@ def _rotate(settings: Settings, argv: list[str]) -> int:
     return rotate_here(settings)
 
 
+def _exported(settings: Settings, argv: list[str]) -> int:
+    from pgherd.instance.keys import exported_here
+
+    return exported_here(settings, argv[0])
+
+
+def _import_keys(settings: Settings, argv: list[str]) -> int:
+    from pgherd.instance.keys import import_here
+
+    return import_here(settings, sys.stdin.read())
+
+
 _DAEMONS: dict[str, Callable[[Settings, list[str]], int]] = {"api": _api, "worker": _worker, "agent": _agent}
-_INTERNAL = {"migrate": _migrate, "bootstrap": _bootstrap, "rotate": _rotate}
+_INTERNAL = {
+    "migrate": _migrate,
+    "bootstrap": _bootstrap,
+    "rotate": _rotate,
+    "exported": _exported,
+    "import-keys": _import_keys,
+}
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -16,6 +17,7 @@ from pgherd.instance.accounts import Accounts, ids
 from pgherd.instance.api_probe import api_answers, ensure_port_free, key_works
 from pgherd.instance.boot_unit import installed
 from pgherd.instance.findings import Finding
+from pgherd.instance.keys import mark_of
 from pgherd.instance.metadata import NAME as METADATA
 from pgherd.instance.processes import NAMES
 from pgherd.settings import Settings, refuse_open_http
@@ -114,6 +116,24 @@ def files(settings: Settings, home: Home, who: Accounts) -> Iterator[Finding]:
                 yield Finding("broken", "credentials", "the API refuses the key in them", hint)
         except PgherdError as error:
             yield Finding("broken", "credentials", str(error), "The message says how.")
+
+
+def exported_keys(home: Home) -> Iterator[Finding]:
+    """Whether the keys that are in use lie somewhere else too."""
+    try:
+        content = (home.secrets / "keys.toml").read_bytes()
+    except OSError:
+        return
+    try:
+        known = mark_of(home).read_text().strip()
+    except FileNotFoundError:
+        known = ""
+    if known == hashlib.sha256(content).hexdigest():
+        yield Finding("ok", "keys", "were exported since they changed last")
+        return
+    since = "have changed since they were exported" if known else "were never exported"
+    hint = "Run: pgherd secrets export FILE, and keep the file away from this machine."
+    yield Finding("warning", "keys", f"{since}: if this machine is lost, every backup is worthless", hint)
 
 
 def _mode(path: Path, owners: set[int], forbidden: int) -> Iterator[Finding]:

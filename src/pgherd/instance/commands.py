@@ -91,10 +91,22 @@ def _doctor(argv: list[str]) -> int:
 
 def _secrets(argv: list[str]) -> int:
     parser = _parser("secrets", COMMANDS["secrets"].help)
-    parser.add_argument("action", choices=("rotate",), help="rotate: a new key, and every stored secret under it")
-    parser.parse_args(argv)
-    from pgherd.instance import control
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("rotate", help="a new key, and every stored secret under it")
+    out = actions.add_parser("export", help="write the keys to a new file outside of the instance, once")
+    out.add_argument("file", help="a file that does not exist yet, or - for standard output")
+    back = actions.add_parser("import", help="let exported keys be this instance's, to restore its metadata")
+    back.add_argument("file", help="what `export` wrote, or - for standard input")
+    back.add_argument("--replace", action="store_true", help="give up the keys that this instance has")
+    for action in (out, back):
+        action.add_argument("--passphrase", metavar="SOURCE", help="- to be asked, or @FILE with it in the first line")
+    chosen = parser.parse_args(argv)
+    from pgherd.instance import control, keys
 
+    if chosen.action == "export":
+        return keys.export(os.environ, chosen.file, chosen.passphrase)
+    if chosen.action == "import":
+        return keys.bring_back(os.environ, chosen.file, chosen.passphrase, replace=chosen.replace)
     return control.rotate(os.environ)
 
 
@@ -114,7 +126,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("Check this machine and the instance, and say what to do.", _doctor),
     "settings": Command("List every setting: value, default, meaning and where it was set.", _settings),
     "env": Command('Print the variables that clients need: eval "$(pgherd env)".', _env),
-    "secrets": Command("Rotate the key that protects stored secrets.", _secrets),
+    "secrets": Command("Rotate, export or import the keys that protect stored secrets.", _secrets),
     "boot-unit": Command("Start the instance when this machine boots.", _boot_unit),
 }
 

@@ -1,23 +1,27 @@
 """Secrets at rest: AES-256-GCM under a key from a file, each ciphertext with its key's id.
 
-A ciphertext is: length of the key id (1 byte), key id, nonce (12 bytes), ciphertext with tag.
+A ciphertext is: length of the key id (1 byte), key id, nonce (12 bytes), ciphertext with tag. The file also holds the
+passphrase of the metadata's own backups, which is never rotated: what it protects lies outside of the metadata.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from pgherd.errors import Fault
+from pgherd.errors import Fault, Incorrect
 from pgherd.home import Home
 from pgherd.settings import Settings
 
@@ -27,20 +31,57 @@ def key_file(settings: Settings) -> Path:
     return Home(settings.root).secrets / "keys.toml"
 
 
+@dataclass(frozen=True)
+class Keys:
+    """What the key file holds. `repository`: the passphrase of the metadata's backups."""
+
+    current: str
+    keys: dict[str, bytes] = field(repr=False)
+    repository: str = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The file's content."""
+        return f'current = "{self.current}"\nrepository = "{self.repository}"\n\n[keys]\n' + "".join(
+            f'{name} = "{base64.b64encode(key).decode()}"\n' for name, key in self.keys.items()
+        )
+
+
+def parse_keys(text: str) -> Keys:
+    """Read the content of a key file. Raises Incorrect when it is none."""
+    try:
+        table = tomllib.loads(text)
+        keys = {str(name): base64.b64decode(key, validate=True) for name, key in table["keys"].items()}
+        found = Keys(table["current"], keys, str(table.get("repository", "")))
+        if found.current not in keys or any(len(key) != 32 for key in keys.values()):
+            raise ValueError
+    except (tomllib.TOMLDecodeError, binascii.Error, KeyError, TypeError, ValueError, AttributeError):
+        raise Incorrect("This is no key file of pgherd, or a damaged one.") from None
+    return found
+
+
 def ensure_key_file(path: Path) -> None:
     """Make the key file with a first key where there is none. The caller decides on owner and mode of the directory."""
     if not path.exists():
-        _write(path, "k1", {"k1": secrets.token_bytes(32)})
+        write_keys(path, Keys("k1", {"k1": secrets.token_bytes(32)}, secrets.token_urlsafe(32)))
+        return
+    with _alone(path):
+        found = parse_keys(path.read_text())
+        if not found.repository:
+            write_keys(path, replace(found, repository=secrets.token_urlsafe(32)))
 
 
-def _write(path: Path, current: str, keys: dict[str, bytes]) -> None:
-    text = f'current = "{current}"\n\n[keys]\n' + "".join(
-        f'{name} = "{base64.b64encode(key).decode()}"\n' for name, key in keys.items()
-    )
+def fingerprint(content: bytes) -> str:
+    """What tells two key files apart and says nothing of the keys."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_keys(path: Path, keys: Keys) -> None:
+    """Put the file in place at once, with the mode and owner of the one before."""
     aside = path.with_suffix(".new")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w") as file:
-        file.write(text)
+        file.write(keys.text)
         file.flush()
         os.fsync(file.fileno())
     if path.exists():
@@ -79,10 +120,8 @@ class Vault:
         self._load()
 
     def _load(self) -> None:
-        with open(self._path, "rb") as file:
-            table = tomllib.load(file)
-        self._keys = {name: base64.b64decode(text) for name, text in table["keys"].items()}
-        self.current: str = table["current"]
+        found = parse_keys(self._path.read_text())
+        self._keys, self.current = found.keys, found.current
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt under the current key."""
@@ -122,11 +161,11 @@ def rotate(settings: Settings) -> str:
 def _rotate(settings: Settings, path: Path) -> str:
     from pgherd.store.db import Db, database_url
 
+    before = parse_keys(path.read_text())
+    number = 1 + max(int(name[1:]) for name in before.keys)
+    both = replace(before, current=f"k{number}", keys={**before.keys, f"k{number}": secrets.token_bytes(32)})
+    write_keys(path, both)
     vault = Vault(path)
-    number = 1 + max(int(name[1:]) for name in vault._keys)
-    keys = {**vault._keys, f"k{number}": secrets.token_bytes(32)}
-    _write(path, f"k{number}", keys)
-    vault._load()
     in_use = {vault.current}
     db = Db(database_url(settings), 1)
     try:
@@ -143,7 +182,7 @@ def _rotate(settings: Settings, path: Path) -> str:
             tx.run("notify_keys")
     finally:
         db.close()
-    _write(path, vault.current, {name: key for name, key in keys.items() if name in in_use})
+    write_keys(path, replace(both, keys={name: key for name, key in both.keys.items() if name in in_use}))
     return vault.current
 
 
