@@ -1,6 +1,6 @@
 """Where things lie under the home directory.
 
-As root, what services can write is only `nodes/*/data` and `nodes/*/run`.
+As root, what services can write is only `nodes/*/data`, `nodes/*/run` and `backups/*/repo`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Home:
         self.agent = root / "agent"  # the agent's own state, root-only
         self.warm = root / "warm"  # initialised directories that wait for a node
         self.nodes = root / "nodes"  # one directory per node
+        self.backups = root / "backups"  # one directory per service: root's, in it the repository, the service's
         self.credentials = root / "credentials.toml"  # the operator's key, for `pgherd env`
         self.config_file = root / "pgherd.toml"
 

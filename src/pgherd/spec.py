@@ -17,6 +17,8 @@ PLATFORM = 3
 Desired = Literal["running", "stopped", "absent"]
 NodeState = Literal["setting_up", "starting", "running", "stopped", "failed", "absent"]
 Setting = bool | int | float | str
+JobName = Literal["backup", "restore", "verify"]
+JobState = Literal["waiting", "running", "done", "failed"]
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -78,6 +80,46 @@ class Pool(msgspec.Struct, frozen=True):
     username: str = ""
 
 
+class S3(msgspec.Struct, frozen=True):
+    """A bucket of an S3-compatible server. `key` and `secret` are sealed for the host; `ca`: PEM, else the system's."""
+
+    endpoint: str
+    bucket: str
+    region: str
+    key: str
+    secret: str
+    prefix: str = ""
+    ca: str = ""
+    path_style: bool = True
+
+
+class Repository(msgspec.Struct, frozen=True):
+    """All that a host must know of a service's backup repository, be it its own or one that it restores from.
+
+    `cipher` is the passphrase, sealed for the host. `keep`: how many backups are kept. `archive_timeout`: seconds after
+    which a segment that was written to is archived though it is not full.
+    """
+
+    service_id: str
+    kind: Literal["directory", "s3"]
+    cipher: str
+    keep: int
+    s3: S3 | None = None
+    archive_timeout: int = 60
+
+
+class Job(msgspec.Struct, frozen=True):
+    """Long work of a host, carried out once; `id` is the operation's. Of each name a node has one at a time.
+
+    `full`: back up everything, not only what changed; `scheduled`: nobody waits for it.
+    """
+
+    id: str
+    name: JobName
+    full: bool = False
+    scheduled: bool = False
+
+
 class NodeSpec(msgspec.Struct, frozen=True):
     """All that a host needs to know about one node.
 
@@ -86,7 +128,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
     `restart` counts restarts that were asked for: a node whose PostgreSQL was started under a smaller
     number is restarted once. `memory_bytes` and `cpus` are the plan's, for the node's control group; 0: no limit.
     `pools` are served by PgBouncer on `port` + 1, with the parameters `pooler` (names of
-    pgbouncer.ini).
+    pgbouncer.ini). Without a `repository` nothing is archived. `jobs`: what the host has to do beside that.
     """
 
     node_id: str
@@ -111,6 +153,56 @@ class NodeSpec(msgspec.Struct, frozen=True):
     pooler: dict[str, Setting] = {}
     memory_bytes: int = 0
     cpus: int = 0
+    repository: Repository | None = None
+    jobs: list[Job] = []
+
+
+class JobStatus(msgspec.Struct, frozen=True):
+    """How a job stands: `waiting` for its turn on the host, `failed` with `reason`. `progress` goes from 0 to 1."""
+
+    id: str
+    name: JobName
+    state: JobState
+    reason: str = ""
+    progress: float = 0.0
+    started_at: str = ""
+    ended_at: str = ""
+
+
+class Backup(msgspec.Struct, frozen=True):
+    """One backup in a repository; `name` is pgBackRest's label, times are RFC 3339 in UTC.
+
+    `size`: bytes of the cluster; `stored`: bytes that this backup added to the repository; `parent`: the backup that
+    it builds on, empty for a full one. `damaged`: pages with a wrong checksum were met. `wal_start` and `wal_stop`: the
+    segments that it needs to be consistent.
+    """
+
+    name: str
+    started_at: str
+    ended_at: str
+    size: int
+    stored: int
+    parent: str = ""
+    damaged: bool = False
+    wal_start: str = ""
+    wal_stop: str = ""
+
+
+class RepositoryStatus(msgspec.Struct, frozen=True):
+    """What the host observed of a service's repository and of the way into it.
+
+    `ready`: it has been made, so that segments go there. `archived_at`: when the last segment, `wal`, arrived;
+    `waiting`: segments that did not yet. `gap_at`: when segments were given up last, because too many waited: no point
+    in time between the backups around it can be restored. `problem`: why archiving or looking does not work now.
+    """
+
+    ready: bool = False
+    backups: list[Backup] = []
+    wal: str = ""
+    archived_at: str = ""
+    waiting: int = 0
+    gap_at: str = ""
+    problem: str = ""
 
 
 class Role(msgspec.Struct, frozen=True):
@@ -151,6 +243,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     task: TaskResult | None = None
     pooler: str = ""
     observed_at: str = ""
+    repository: RepositoryStatus | None = None
+    jobs: list[JobStatus] = []
 
 
 class HostFacts(msgspec.Struct, frozen=True):

@@ -37,6 +37,8 @@ class Service:
     of it. `kill_after_ms`: SIGKILL that long after `down_signal`. `start`: start it when first written and at
     each start of the scanner; False writes a `down` file, which `up` removes. `groups`: control groups that the process
     joins while it is still root. `open_files`: how many it may have open, as far as the supervisor may raise that.
+    `record`: for what runs once (see `Supervisor.once`): a file, not the service's, that gets the exit code;
+    while it is there, the program does not run again.
     """
 
     argv: Sequence[str]
@@ -49,6 +51,7 @@ class Service:
     own_user: bool = False
     open_files: int = 0
     groups: Sequence[Path] = ()
+    record: Path | None = None
 
 
 def render(directory: Path, logs: Path, service: Service, user: str | None, log_user: str | None) -> Files:
@@ -61,7 +64,7 @@ def render(directory: Path, logs: Path, service: Service, user: str | None, log_
         adjust += f"{{ echo 0 >{shlex.quote(str(group / 'cgroup.procs'))}; }} 2>/dev/null; "
     if service.open_files:
         adjust += f'ulimit -n {service.open_files} 2>/dev/null || ulimit -n "$(ulimit -H -n)"; '
-    main = f'echo $$ >{shlex.quote(str(directory / "holder"))}; {adjust}exec "$0" "$@"'
+    main = f"echo $$ >{shlex.quote(str(directory / 'holder'))}; {adjust}{_execution(service.record)}"
     run = (
         "#!/bin/sh\n"
         f"exec </dev/null 1<>{shlex.quote(str(directory / 'output'))} 2>&1\numask 077\ncd /\n"
@@ -89,6 +92,14 @@ def render(directory: Path, logs: Path, service: Service, user: str | None, log_
         "log/timeout-kill": ("2000\n", 0o600),
         "log/user": ((log_user or "") + "\n", 0o600),
     }
+
+
+def _execution(record: Path | None) -> str:
+    """Become the program; or run it, unless that was done, and write down how it ended."""
+    if record is None:
+        return 'exec "$0" "$@"'
+    file, aside = shlex.quote(str(record)), shlex.quote(f"{record}.new")
+    return f'[ -e {file} ] && exit 0; "$0" "$@"; echo $? >{aside} && mv {aside} {file}'
 
 
 def as_user(user: str | None) -> list[str]:

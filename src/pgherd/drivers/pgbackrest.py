@@ -1,0 +1,349 @@
+"""pgBackRest: its configuration, the argument lists of its commands, and what it says. Pure but for the look-up.
+
+One stanza a repository, one repository a service. Secrets stand in the configuration file only, which the
+service can read and nobody else; every command line names it and nothing that is secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from pgherd.errors import HostFault
+from pgherd.spec import Backup, Repository
+
+STANZA = "main"
+#: The file in a node's configuration directory that lets segments go: without it they wait.
+READY = "archiving"
+CONFIG, PUSH, CA = "pgbackrest.conf", "pgbackrest-push", "repository-ca.crt"
+_PLACES = ("/usr/local/lib/pgherd/pgbackrest/bin/pgbackrest", "/usr/bin/pgbackrest")
+_BLOCKS = (2, 46)  # the first version that stores only the changed blocks of large files
+_MOST_PROCESSES = 4
+
+
+@dataclass(frozen=True)
+class Program:
+    """An installed pgBackRest."""
+
+    path: Path
+    version: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a configuration applies: the cluster, its socket and port, and a directory for what is on its way.
+
+    `repository` is the repository's directory; unused for S3. `config`: the directory of the configuration itself.
+    """
+
+    pgdata: Path
+    run: Path
+    port: int
+    spool: Path
+    config: Path
+    repository: Path
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """The opened secrets of a `spec.Repository`."""
+
+    cipher: str
+    s3_key: str = ""
+    s3_secret: str = ""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is in a repository, the oldest backup first. `wal_first`, `wal_last`: of the newest archive, empty: none."""
+
+    exists: bool
+    backups: list[Backup]
+    wal_first: str = ""
+    wal_last: str = ""
+
+
+def program(setting: str) -> Program | None:
+    """The installed one: what the setting names, what install/ laid, or Debian's."""
+    for path in [setting] if setting else _PLACES:
+        if os.access(path, os.X_OK):
+            asked = subprocess.run([path, "version"], capture_output=True, text=True, check=False)
+            if found := re.search(r"pgBackRest (\d+)\.(\d+)(?:\.(\d+))?", asked.stdout):
+                return Program(Path(path), tuple(int(part) for part in found.groups() if part))
+    return None
+
+
+def processes(cores: int) -> int:
+    """How many processes of it work at once on a host."""
+    return max(1, min(_MOST_PROCESSES, cores))
+
+
+def render(
+    program: Program, repository: Repository, secrets: Secrets, place: Place, *, cores: int, queue: int = 0
+) -> str:
+    """The configuration file. `queue`: bytes of segments that may wait before they are given up; 0: no limit."""
+    options: dict[str, str | int] = {
+        "repo1-cipher-type": "aes-256-cbc",
+        "repo1-cipher-pass": secrets.cipher,
+        "repo1-bundle": "y",
+        "repo1-retention-full": 9999999,  # what to expire is decided by us, see `expire`
+        "compress-type": "zst",
+        "compress-level": 1,
+        "process-max": processes(cores),
+        "archive-async": "y",
+        "archive-timeout": 120,
+        "lock-path": f"{place.run}/pgbackrest",
+        "spool-path": str(place.spool),
+        "log-path": str(place.spool),
+        "log-level-file": "off",
+        "log-level-stderr": "off",
+        "log-level-console": "warn",
+        "log-timestamp": "n",
+    }
+    if program.version >= _BLOCKS:
+        options["repo1-block"] = "y"
+    if queue:
+        options["archive-push-queue-max"] = queue
+    options |= _storage(repository, secrets, place)
+    cluster: dict[str, str | int] = {
+        "pg1-path": str(place.pgdata),
+        "pg1-socket-path": str(place.run),
+        "pg1-port": place.port,
+        "pg1-user": "postgres",
+        "pg1-database": "postgres",
+    }
+    return _section("global", options) + _section(STANZA, cluster)
+
+
+def _storage(repository: Repository, secrets: Secrets, place: Place) -> dict[str, str | int]:
+    if repository.kind == "directory":
+        return {"repo1-path": str(place.repository)}
+    s3 = repository.s3
+    if s3 is None:
+        raise HostFault("A repository in S3 has no bucket.")
+    host, _, port = s3.endpoint.removeprefix("https://").partition(":")
+    options: dict[str, str | int] = {
+        "repo1-type": "s3",
+        "repo1-path": "/" + "/".join(part for part in (s3.prefix.strip("/"), repository.service_id) if part),
+        "repo1-s3-endpoint": host,
+        "repo1-s3-bucket": s3.bucket,
+        "repo1-s3-region": s3.region,
+        "repo1-s3-key": secrets.s3_key,
+        "repo1-s3-key-secret": secrets.s3_secret,
+        "repo1-s3-uri-style": "path" if s3.path_style else "host",
+    }
+    if port:
+        options["repo1-storage-port"] = int(port)
+    if s3.ca:
+        options["repo1-storage-ca-file"] = str(place.config / CA)
+    return options
+
+
+def _section(name: str, options: dict[str, str | int]) -> str:
+    for key, value in options.items():
+        if "\n" in str(value) or "\0" in str(value) or str(value) != str(value).strip() or not str(value):
+            raise HostFault("A value cannot be written into pgBackRest's configuration.", detail=key)
+    return "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in options.items())]) + "\n\n"
+
+
+def render_push(program: Program, place: Place) -> str:
+    """The script that PostgreSQL runs for each finished segment, with the segment's path as its argument.
+
+    A segment that is given up because too many wait is noted in a file beside those on their way: the name alone.
+    """
+    config, ready = shlex.quote(str(place.config / CONFIG)), shlex.quote(str(place.config / READY))
+    return (
+        "#!/bin/sh\n# Written by pgherd; changes are overwritten. Until the repository is made, segments wait.\n"
+        f"[ -e {ready} ] || exit 1\n"
+        f'said=$({shlex.quote(str(program.path))} --config={config} --stanza={STANZA} archive-push "$1" 2>&1)\n'
+        "code=$?\n"
+        '[ -z "$said" ] || printf \'%s\\n\' "$said" | cut -c -300\n'
+        f'case $said in *"dropped WAL file"*) echo "${{1##*/}}" >{shlex.quote(str(place.spool / "given-up"))} ;; esac\n'
+        "exit $code\n"
+    )
+
+
+def archive_command(config: Path) -> str:
+    """PostgreSQL's parameter. pgBackRest insists on finding its own name in it."""
+    script = shlex.quote(str(config / PUSH)).replace("%", "%%")
+    return f"/bin/sh {script} %p"
+
+
+# --- commands: argument lists without secrets ----------------------------------------------------------------
+
+
+def command(program: Program, config: Path, name: str, *options: str) -> list[str]:
+    """One command with the configuration in the directory `config`."""
+    return [str(program.path), f"--config={config / CONFIG}", f"--stanza={STANZA}", *options, name]
+
+
+def stanza_create(program: Program, config: Path) -> list[str]:
+    """Make the repository for the cluster that runs; nothing happens when it is there and the cluster's."""
+    return command(program, config, "stanza-create")
+
+
+def stanza_upgrade(program: Program, config: Path) -> list[str]:
+    """Let the repository go on with the cluster after a major upgrade, or with another cluster in its place."""
+    return command(program, config, "stanza-upgrade")
+
+
+def backup(program: Program, config: Path, *, full: bool, fast: bool) -> list[str]:
+    """Back up. `fast`: begin with a checkpoint at once instead of waiting for the next. Expires nothing."""
+    options = [f"--type={'full' if full else 'incr'}", "--no-expire-auto", "--log-level-console=detail"]
+    return command(program, config, "backup", *options, *(["--start-fast"] if fast else []))
+
+
+def expire(program: Program, config: Path, *, fulls: int) -> list[str]:
+    """Remove all but the newest `fulls` full backups, with what builds on the older ones and WAL that none needs."""
+    return command(program, config, "expire", f"--repo1-retention-full={max(1, fulls)}")
+
+
+def restore(
+    program: Program,
+    config: Path,
+    *,
+    backup: str = "",
+    target: Sequence[str] = (),
+    pgdata: Path | None = None,
+    delta: bool = False,
+    archive: bool = False,
+) -> list[str]:
+    """Restore into the configuration's PGDATA or into `pgdata`.
+
+    `backup`: its label, else the newest that the target allows. `target`: options such as `--type=time`,
+    `--target=...`; none: to the end of the archive. `delta`: keep what is there already and right. Without `archive`
+    the restored cluster comes up with archiving off.
+    """
+    options = [f"--set={backup}"] if backup else []
+    options += [f"--pg1-path={pgdata}"] if pgdata else []
+    options += ["--delta"] if delta else []
+    options += [] if archive else ["--archive-mode=off"]
+    return command(program, config, "restore", "--log-level-console=detail", *options, *target)
+
+
+def verify(program: Program, config: Path) -> list[str]:
+    """Read everything in the repository and compare checksums."""
+    return command(program, config, "verify", "--output=text", "--log-level-console=detail")
+
+
+def info(program: Program, config: Path) -> list[str]:
+    """List what is in the repository, see `parse_info`."""
+    return command(program, config, "info", "--output=json")
+
+
+def stop(program: Program, config: Path) -> list[str]:
+    """Forbid further work on the repository, which `stanza_delete` wants first."""
+    return command(program, config, "stop", "--force")
+
+
+def stanza_delete(program: Program, config: Path) -> list[str]:
+    """Delete all that is in the repository."""
+    return command(program, config, "stanza-delete", "--force")
+
+
+# --- what it says --------------------------------------------------------------------------------------------
+
+
+class _Timestamp(msgspec.Struct):
+    start: int
+    stop: int
+
+
+class _Delta(msgspec.Struct):
+    delta: int
+
+
+class _Sizes(msgspec.Struct):
+    size: int
+    repository: _Delta
+
+
+class _Wal(msgspec.Struct):
+    start: str | None = None
+    stop: str | None = None
+
+
+class _Backup(msgspec.Struct):
+    label: str
+    timestamp: _Timestamp
+    info: _Sizes
+    archive: _Wal
+    prior: str | None = None
+    error: bool | None = None
+
+
+class _Archive(msgspec.Struct):
+    min: str | None = None
+    max: str | None = None
+
+
+class _Status(msgspec.Struct):
+    code: int
+    message: str = ""
+
+
+class _Stanza(msgspec.Struct):
+    name: str
+    status: _Status
+    archive: list[_Archive] = []
+    backup: list[_Backup] = []
+
+
+_NO_BACKUP = 2  # of `status.code`; 1: no such stanza; 3: no path
+_LABEL = re.compile(r"\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?")
+
+
+def parse_info(text: str | bytes) -> Info:
+    """Read the answer of `info`, written by a program that a tenant may own. Raises HostFault for anything else."""
+    try:
+        stanzas = msgspec.json.decode(text, type=list[_Stanza])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise HostFault("pgBackRest gives a wrong answer.", detail=str(error)[:200]) from None
+    found = next((stanza for stanza in stanzas if stanza.name == STANZA), None)
+    if found is None or found.status.code not in (0, _NO_BACKUP):
+        reason = found.status.message if found else "no such stanza"
+        if found is None or found.status.code in (1, 3):
+            return Info(False, [])
+        raise HostFault("The repository cannot be read.", detail=reason[:200])
+    backups = [_shown(backup) for backup in found.backup if _LABEL.fullmatch(backup.label)]
+    newest = found.archive[-1] if found.archive else _Archive()
+    return Info(True, sorted(backups, key=lambda b: b.ended_at), newest.min or "", newest.max or "")
+
+
+def _shown(found: _Backup) -> Backup:
+    return Backup(
+        found.label, _time(found.timestamp.start), _time(found.timestamp.stop), max(0, found.info.size),
+        max(0, found.info.repository.delta), (found.prior or "")[:64], bool(found.error),
+        (found.archive.start or "")[:24], (found.archive.stop or "")[:24],
+    )  # fmt: skip
+
+
+def _time(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        raise HostFault("pgBackRest gives a wrong answer.", detail="a time out of range") from None
+
+
+def progress(lines: Sequence[str]) -> float:
+    """How far a command has come, 0 to 1, from its last words (log level detail)."""
+    for line in reversed(lines):
+        if found := re.search(r"\(.*\b(\d{1,3}(?:\.\d+)?)%\)", line):
+            return min(1.0, float(found[1]) / 100)
+    return 0.0
+
+
+def complaint(lines: Sequence[str]) -> str:
+    """Why a command failed, in its own words; its last line when it gives no reason."""
+    for line in reversed(lines):
+        if found := re.search(r"\bERROR: (?:\[\d+\]: )?(.+)", line):
+            return found[1]
+    return lines[-1].strip() if lines else ""
