@@ -13,12 +13,18 @@ BEGIN ATOMIC
 END;
 
 -- A host that a subscription may connect to: a full name or an address that is not of this machine, in one spelling.
+-- Where services are advertised on a loopback address, that is one too. Whether they are, the file says: anybody could
+-- set such a parameter for a session or a database. The packet filter then knows which services may be called.
 CREATE FUNCTION pgherd.require_remote(host text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     name text := lower(host);
     forbidden inet[] := '{0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3, ::/96, ::ffff:0:0/96, 64:ff9b::/96, fe80::/10, ff00::/8}';
 BEGIN
+    IF name IN ('127.0.0.1', '::1', 'localhost')
+        AND EXISTS (SELECT FROM pg_file_settings f WHERE f.name = 'pgherd.loopback' AND setting = 'on' AND error IS NULL) THEN
+        RETURN;
+    END IF;
     IF name ~ '^((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(\.(?!$)|$)){4}$' OR name ~ '^[0-9a-f.]*:[0-9a-f:.]*$' THEN
         BEGIN
             IF NOT EXISTS (SELECT FROM unnest(forbidden) net WHERE name::inet <<= net) THEN

@@ -14,6 +14,11 @@ import msgspec
 #: an older one is rolled to this one by the health reconciler.
 PLATFORM = 3
 
+#: Connections of a service that no pool gets: PostgreSQL keeps `SUPERUSERS` for the platform, and PgBouncer looks users
+#: up through `LOOK_UPS`.
+SUPERUSERS = 5
+LOOK_UPS = 2
+
 Desired = Literal["running", "stopped", "absent"]
 NodeState = Literal["setting_up", "starting", "running", "stopped", "failed", "absent"]
 Setting = bool | int | float | str

@@ -9,16 +9,18 @@ import psycopg
 import pytest
 
 from tests.attacks.conftest import SECRET, Fort
-from tests.plugins.host import PASSWORD
+from tests.plugins.host import PASSWORD, RunningHost
 
 #: Hosts that are this machine, in every spelling, and others that no database lies behind.
 _HERE = (
-    "127.0.0.1", "127.1", "127.9.9.9", "0.0.0.0", "0", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.0.0.1.",
-    "::1", "::", "::ffff:127.0.0.1", "::ffff:7f00:1", "::127.0.0.1", "0:0:0:0:0:0:0:1", "64:ff9b::7f00:1", "fe80::1",
-    "localhost", "LOCALHOST", "localhost.", "x.localhost", "localhost.localdomain", "ip6-localhost", "db",
+    "127.1", "127.9.9.9", "0.0.0.0", "0", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.0.0.1.",
+    "::", "::ffff:127.0.0.1", "::ffff:7f00:1", "::127.0.0.1", "0:0:0:0:0:0:0:1", "64:ff9b::7f00:1", "fe80::1",
+    "localhost.", "x.localhost", "localhost.localdomain", "ip6-localhost", "db",
     "169.254.169.254", "224.0.0.1", "255.255.255.255", "/tmp", "/var/run/postgresql", "@abstract", "", "a.b,127.0.0.1",
     "db.example.com,", "db.example.com 127.0.0.1", "host.0x7f", "1.2.3", "256.1.1.1", "01.2.3.4", "db.example.com/x",
 )  # fmt: skip
+#: What services of an instance without an address to the outside are advertised on.
+_LOOPBACK = ("127.0.0.1", "::1", "localhost", "LOCALHOST")
 _THERE = ("192.0.2.7", "10.0.0.1", "2001:db8::7", "fd00::7", "db.example.com", "db-1.example.co.uk", "7.example.com.")
 
 
@@ -84,6 +86,27 @@ def test_row_29_and_31_subscriptions_reach_no_service_of_this_machine(fort: Fort
     errors = fort.refused("avnadmin", call.format(connection))
     assert errors[0].sqlstate in ("42501", "22023")
     assert fort.superuser("SELECT count(*) FROM pg_subscription") == "0"
+
+
+def test_row_29_and_31_loopback_is_for_services_that_are_advertised_there(
+    fort: Fort, attacked_host: RunningHost
+) -> None:
+    """Even there nobody but a password's owner gets in; and no parameter of a tenant's makes another service one."""
+    for host in _LOOPBACK:
+        here = f"host={host} port={fort.spec.port} dbname=defaultdb"
+        for who in ("user=postgres password=x", f"user=plain password={SECRET}x", "user=pgherd_pooler password=x"):
+            (error,) = fort.refused("avnadmin", f"SELECT pgherd.create_subscription('s', '{here} {who}', 'p', 's')")
+            assert error.sqlstate == "08006", error
+    assert fort.superuser("SELECT count(*) FROM pg_subscription") == "0"
+    advertised = Fort(attacked_host, attacked_host.running(loopback=False, ip_filter=["127.0.0.1/32"]))
+    for what in ("DATABASE defaultdb", "ROLE avnadmin"):
+        advertised.tries("avnadmin", f"ALTER {what} SET pgherd.loopback = on")  # whether or not this version lets it
+    for host in _LOOPBACK:
+        here = f"host={host} port={advertised.spec.port} dbname=defaultdb user=avnadmin password={PASSWORD}"
+        call = f"SELECT pgherd.create_subscription('s', '{here}', 'p', 's')"
+        errors = advertised.refused("avnadmin", call, f"SET pgherd.loopback = on; {call}")
+        assert {error.sqlstate for error in errors} == {"42501"}
+    attacked_host.change(advertised.spec, desired="absent")
 
 
 @pytest.mark.parametrize("host", _THERE)

@@ -16,7 +16,7 @@ from pgherd import unprivileged
 from pgherd.drivers.firewall import Door, Firewall, render
 from pgherd.errors import HostFault
 from pgherd.spec import NodeSpec
-from tests.plugins.host import RunningHost, rooted, until
+from tests.plugins.host import PASSWORD, RunningHost, rooted, until
 
 _CALL = """
 import socket, sys
@@ -239,10 +239,30 @@ def test_a_service_calls_itself_and_nobody_else_on_this_machine(host: RunningHos
         assert calls(host, spec, "169.254.169.254|80") == ["ConnectionRefusedError"]
         # Everybody else on the machine calls as before.
         assert reach(api, "127.0.0.1") == reach(api + 1, "127.0.0.1") == "open"
-    with pytest.raises(psycopg.OperationalError, match="Connection refused"), host.connect(spec) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS dblink")
-        text = f"host=127.0.0.1 port={other.port} dbname=defaultdb user=avnadmin password=opens-sesame"
-        connection.execute("SELECT dblink_connect(%s)", [text])
+
+
+@rooted
+def test_a_service_calls_another_where_its_filter_says_so_and_only_so_long(host: RunningHost) -> None:
+    """That local clients pass, because services are advertised on a loopback address, lets no service pass."""
+    spec, other = host.running(), host.running(service_id="other")
+    with host.connect(spec) as connection:
+        connection.execute("CREATE EXTENSION dblink")
+        text = f"host=127.0.0.1 port={other.port} dbname=defaultdb user=avnadmin password={PASSWORD}"
+        with pytest.raises(psycopg.OperationalError, match="Connection refused"):
+            connection.execute("SELECT dblink_connect('a', %s)", [text])
+        other = host.change(other, ip_filter=["127.0.0.1/32"])
+        host.until_in_force(other)
+        with listening(other.port + 3):
+            wanted = [f"127.0.0.1|{other.port}", f"::1|{other.port}", f"127.0.0.1|{other.port + 3}"]
+            assert calls(host, spec, *wanted) == ["open", "ConnectionRefusedError", "ConnectionRefusedError"]
+        connection.execute("SELECT dblink_connect('a', %s)", [text])
+        ask = "SELECT * FROM dblink('a', 'SELECT current_setting(''port'')::int') AS t(port int)"
+        assert connection.execute(ask).fetchone() == (other.port,)
+        other = host.change(other, ip_filter=["192.0.2.0/24", "::1/128"])
+        host.until_in_force(other)
+        assert calls(host, spec, f"127.0.0.1|{other.port}", f"::1|{other.port}") == ["ConnectionRefusedError", "open"]
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute(ask)
 
 
 @rooted

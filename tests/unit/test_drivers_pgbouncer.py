@@ -24,10 +24,20 @@ def _render(**changes: object) -> list[str]:
 
 
 def test_a_pool_leads_to_its_database_over_the_socket() -> None:
-    lines = _render(pools=[Pool("p", "it's", "session", 7)])
+    lines = _render(pools=[Pool("p", "it's", "session", 7, "u")])
     assert "p = host='/h''s/run' port=21600 dbname='it''s' pool_mode=session pool_size=7" in lines
     assert {"listen_port = 21601", "client_tls_sslmode = require", "server_reset_query_always = 0"} <= set(lines)
     assert not any(line.startswith("*") for line in lines)
+
+
+def test_pools_for_all_users_share_what_no_pool_is_promised_and_never_ask_for_more() -> None:
+    pools = [Pool("mine", "d", "session", 3, "u"), Pool("a", "d", "session", 4), Pool("b", "d", "session", 2)]
+    lines = _render(pools=pools, pooler={"autodb_pool_size": 2})
+    bounds = {line.split()[0]: line.rpartition("max_db_connections=")[2] for line in lines if "max_db_conn" in line}
+    assert bounds == {"a": "7", "b": "5", "*": "0"}
+    assert 3 + 7 + 5 + 2 <= _SPEC.max_connections - 7 < 3 + 7 + 5 + 2 + 2
+    assert "max_db_connections=18" in "".join(_render(pools=[Pool("whole", "d", "session", 18)]))
+    assert "max_db_connections=20" in "".join(_render(pools=[Pool("more", "d", "session", 20)]))
 
 
 @pytest.mark.parametrize(

@@ -343,8 +343,8 @@ def door(host: Host, spec: NodeSpec) -> Door:
     """What the packet filter must know of a node; its processes' uid only when its directory is there."""
     directory = host.home.nodes / spec.node_id
     account = host.slots.account(directory) if directory.exists() else None
-    networks = tuple(hba.allowed_networks(spec.ip_filter, spec.loopback))
-    return Door(spec.port, networks, spec.service_id, account.uid if account else None)
+    networks, owners = (tuple(hba.allowed_networks(spec.ip_filter, loopback)) for loopback in (spec.loopback, False))
+    return Door(spec.port, networks, spec.service_id, account.uid if account else None, owners)
 
 
 def service_name(node_id: str) -> str:

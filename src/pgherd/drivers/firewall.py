@@ -30,6 +30,8 @@ log = logging.getLogger("pgherd.agent")
 
 #: Ports of a service: its own and the following ones.
 BLOCK = 4
+#: The first of them are those that clients use; the last one, the exporter's, no other service has to call.
+_FOR_CLIENTS = 3
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROBE_EVERY = 60.0  # seconds between looks whether a host that could not filter now can
 _TIMEOUT = 20  # seconds that one nft may take
@@ -47,13 +49,15 @@ _NETLINK_NETFILTER, _GETGEN, _NEWGEN, _GEN_ID = 12, 10 << 8 | 16, 10 << 8 | 15, 
 class Door:
     """What counts for one node: its first `port`, the networks that may come in, and the `uid` of its processes.
 
-    `service` is the service's id: processes of a service's nodes may call each other's ports.
+    `service` is the service's id: processes of a service's nodes may call each other's ports. `neighbours`: the
+    networks from which other services of this machine may call it; the owner's word, not what `networks` adds to it.
     """
 
     port: int
     networks: tuple[str, ...]
     service: str
     uid: int | None
+    neighbours: tuple[str, ...] = ()
 
 
 class Firewall:
@@ -208,9 +212,12 @@ def render(table: str, doors: Iterable[Door], reserved: Iterable[tuple[int, int]
         return head
     blocks = {door.port: f"{door.port}-{door.port + BLOCK - 1}" for door in apart}
     allowed: dict[int, list[str]] = {4: [], 6: []}
+    callers: dict[int, list[str]] = {4: [], 6: []}
     for door in apart:
-        for network in _networks(door):
+        for network in _networks(door.networks):
             allowed[network.version].append(f"{blocks[door.port]} . {network}")
+        for network in _networks(door.neighbours):
+            callers[network.version].append(f"{door.port}-{door.port + _FOR_CLIENTS - 1} . {network}")
     family: dict[str, list[int]] = {}
     for door in apart:
         family.setdefault(door.service, []).append(door.port)
@@ -227,6 +234,8 @@ def render(table: str, doors: Iterable[Door], reserved: Iterable[tuple[int, int]
   set ports {{ type inet_service; flags interval; {_elements(blocks.values())} }}
   set allowed4 {{ type inet_service . ipv4_addr; flags interval; {_elements(allowed[4])} }}
   set allowed6 {{ type inet_service . ipv6_addr; flags interval; {_elements(allowed[6])} }}
+  set callers4 {{ type inet_service . ipv4_addr; flags interval; {_elements(callers[4])} }}
+  set callers6 {{ type inet_service . ipv6_addr; flags interval; {_elements(callers[6])} }}
   set uids {{ type uid; {_elements(dict.fromkeys(uids))} }}
   set own {{ type uid . inet_service; {_elements(dict.fromkeys(own))} }}
   set reserved {{ type inet_service; flags interval; auto-merge; {_elements(kept)} }}
@@ -242,10 +251,14 @@ def render(table: str, doors: Iterable[Door], reserved: Iterable[tuple[int, int]
     meta l4proto != tcp accept
     meta skuid != @uids accept
     tcp flags & (syn | ack) == syn goto calling
-    tcp sport @reserved meta skuid . tcp sport != @own drop
+    meta skuid . tcp sport @own accept
+    tcp sport @reserved meta skuid @uids drop
+    oifname "lo" tcp dport @ports meta skuid @uids goto calling
   }}
   chain calling {{
     oifname "lo" meta skuid . tcp dport @own accept
+    oifname "lo" tcp dport . ip saddr @callers4 accept
+    oifname "lo" tcp dport . ip6 saddr @callers6 accept
     tcp dport {_DNS} accept
     oifname "lo" meta l4proto tcp reject with tcp reset
     ip daddr {v4} meta l4proto tcp reject with tcp reset
@@ -267,11 +280,11 @@ def _apart(doors: Iterable[Door]) -> list[Door]:
     return sorted(found, key=lambda door: door.port)
 
 
-def _networks(door: Door) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+def _networks(texts: Iterable[str]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     """Parsed and without overlaps, which the kernel's sets do not take. IPv4 in an IPv6 coat arrives as IPv4."""
     v4: list[ipaddress.IPv4Network] = []
     v6: list[ipaddress.IPv6Network] = []
-    for text in door.networks:
+    for text in texts:
         try:
             network = ipaddress.ip_network(text, strict=False)
         except ValueError:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pgherd import unprivileged
 from pgherd.errors import HostFault
-from pgherd.spec import NodeSpec, Setting
+from pgherd.spec import LOOK_UPS, SUPERUSERS, NodeSpec, Setting
 from pgherd.unprivileged import Account
 
 PREFIX = Path("/usr/local/lib/pgherd/pgbouncer/bin/pgbouncer")  # install/pgbouncer.sh
@@ -102,13 +102,13 @@ def render(spec: NodeSpec, *, run: Path, config: Path, files: int) -> str:
     """pgbouncer.ini without the marker. Raises HostFault for what a service may not have."""
     server = f"host={_word(str(run))} port={spec.port}"
     lines = ["; Written by pgherd; changes are overwritten.", "[databases]"]
-    lines.append(f"{_AUTH} = {server} dbname=postgres pool_size=5 pool_mode=session")
+    lines.append(f"{_AUTH} = {server} dbname=postgres pool_size={LOOK_UPS} pool_mode=session")
+    more = _more_for_open_pools(spec)
     for pool in spec.pools:
         if not _POOL_NAME.fullmatch(pool.name) or pool.name in _CLOSED or pool.mode not in _MODES:
             raise HostFault("A pool's name or mode is not acceptable.", detail=repr(pool.name)[:80])
-        lines.append(
-            f"{pool.name} = {server} dbname={_word(pool.database)} pool_mode={pool.mode} pool_size={int(pool.size)}"
-        )
+        line = f"{pool.name} = {server} dbname={_word(pool.database)} pool_mode={pool.mode} pool_size={int(pool.size)}"
+        lines.append(line if pool.username else f"{line} max_db_connections={int(pool.size) + more}")
     if size := int(spec.pooler.get("autodb_pool_size", 0)):
         mode = str(spec.pooler.get("autodb_pool_mode", "transaction"))
         if mode not in _MODES:
@@ -117,6 +117,17 @@ def render(spec: NodeSpec, *, run: Path, config: Path, files: int) -> str:
         lines.append(f"* = {server} pool_mode={mode} pool_size={size} max_db_connections={most}")
     lines.append("[pgbouncer]")
     return "\n".join([*lines, *(f"{k} = {v}" for k, v in _parameters(spec, run, config, files).items())]) + "\n"
+
+
+def _more_for_open_pools(spec: NodeSpec) -> int:
+    """Connections that each pool for all users may have beyond its size, which PgBouncer gives each of its users.
+
+    What no other pool is promised, in equal parts: together they never ask for more than the service has. At its bound
+    a pool takes idle connections from one user for another.
+    """
+    promised = sum(int(pool.size) for pool in spec.pools) + int(spec.pooler.get("autodb_pool_size", 0))
+    spare = max(0, spec.max_connections - SUPERUSERS - LOOK_UPS - promised)
+    return spare // max(1, sum(not pool.username for pool in spec.pools))
 
 
 def marked(text: str, marker: str) -> str:

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from pgherd.errors import HostFault
-from pgherd.spec import NodeSpec, Setting
+from pgherd.spec import SUPERUSERS, NodeSpec, Setting
 
 #: What a tenant may set: what the contract's `json-schema-pg` leads to, with the first major that knows it.
 ALLOWED: dict[str, int] = dict.fromkeys(
@@ -39,6 +39,8 @@ ALLOWED: dict[str, int] = dict.fromkeys(
 
 #: A parameter of our own that names the configuration in force; it changes when a reload has been carried out.
 MARKER = "pgherd.config"
+#: On where services are advertised on a loopback address: a subscription may name it (pgherd.require_remote).
+_LOOPBACK = "pgherd.loopback"
 
 
 def quote(value: Setting) -> str:
@@ -84,6 +86,7 @@ def render(
         "lc_monetary": locale,
         "lc_numeric": locale,
         "lc_time": locale,
+        _LOOPBACK: spec.loopback,
     }  # fmt: skip
     lines = ["# Written by pgherd; changes are overwritten."]
     lines += [f"{name} = {quote(value)}" for name, value in sorted((values | tenant).items())]
@@ -115,7 +118,7 @@ def _platform(spec: NodeSpec, major: int) -> dict[str, Setting]:
         "ssl": True,
         "ssl_ciphers": "HIGH:!aNULL",
         "ssl_min_protocol_version": "TLSv1.2",
-        "superuser_reserved_connections": 5,
+        "superuser_reserved_connections": SUPERUSERS,
         "tcp_keepalives_count": 4,
         "tcp_keepalives_idle": 120,
         "tcp_keepalives_interval": 15,

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pgherd.errors import Conflict
-from pgherd.spec import Pool, Setting
+from pgherd.spec import LOOK_UPS, SUPERUSERS, Pool, Setting
 
 MODE = "transaction"
 SIZE = 10
-#: Connections of a service that no pool gets: those of PostgreSQL's superuser, by which the platform looks after it.
-RESERVE = 5
+#: Connections of a service that no pool gets.
+RESERVE = SUPERUSERS + LOOK_UPS
 
 
 def parameters(settings: Mapping[str, Any]) -> dict[str, Setting]:
