@@ -16,7 +16,7 @@ PLATFORM = 3
 
 #: Connections of a service that no pool gets: PostgreSQL keeps `SUPERUSERS` for the platform, and PgBouncer looks users
 #: up through `LOOK_UPS`.
-SUPERUSERS = 5
+SUPERUSERS = 3
 LOOK_UPS = 2
 
 Desired = Literal["running", "stopped", "absent"]

@@ -276,30 +276,30 @@ class TestPools:
         text = access.refused(create, 400, **good | {"database_name": "nowhere"})
         assert text == "database-name: the service has no database nowhere"
         assert access.refused(create, 400, **good, username="nobody") == "username: the service has no user nobody"
-        text = access.refused(create, **good, size=19)
-        assert text.startswith("size: the pools would take 19 connections (p 19), but 18 are left for them")
+        text = access.refused(create, **good, size=21)
+        assert text.startswith("size: the pools would take 21 connections (p 21), but 20 are left for them")
         assert "from 1 to 10000" in access.refused(create, 400, **good, size=0)
         assert "one of" in access.refused(create, 400, **good, mode="magic")
         for call in ("delete_dbaas_pg_connection_pool", "update_dbaas_pg_connection_pool"):
             assert access.refused(call, 404, connection_pool_name="nowhere") == "Connection pool does not exist"
 
     def test_pools_and_plan(self, instance: Instance, access: Access) -> None:
-        access("create_dbaas_pg_connection_pool", name="whole", database_name="defaultdb", size=18)
+        access("create_dbaas_pg_connection_pool", name="whole", database_name="defaultdb", size=20)
         another_second()
         assert access.refused("create_dbaas_pg_connection_pool", name="whole", database_name="defaultdb")
         text = access.refused("create_dbaas_pg_connection_pool", name="more", database_name="defaultdb", size=1)
-        assert "(more 1, whole 18)" in text
+        assert "(more 1, whole 20)" in text
         text = refusal(
             access.client.update_dbaas_service_pg, 409, name=access.service, pgbouncer_settings={"autodb_pool_size": 1}
         )
-        assert text.startswith("pgbouncer-settings: the pools would take 19 connections")
+        assert text.startswith("pgbouncer-settings: the pools would take 21 connections")
         access("delete_dbaas_pg_connection_pool", connection_pool_name="whole")
 
     def test_automatic_pools(self, instance: Instance, access: Access, fresh: Callable[[str], str]) -> None:
         """`autodb_pool_size` needs no pool; a service cannot be born with more of it than it can bear."""
         create = access.client.create_dbaas_service_pg
-        text = refusal(create, 409, name=fresh("c"), plan="hobbyist-2", pgbouncer_settings={"autodb_pool_size": 19})
-        assert "(autodb_pool_size 19), but 18 are left" in text
+        text = refusal(create, 409, name=fresh("c"), plan="hobbyist-2", pgbouncer_settings={"autodb_pool_size": 21})
+        assert "(autodb_pool_size 21), but 20 are left" in text
         update = access.client.update_dbaas_service_pg
         operation = update(name=access.service, pgbouncer_settings={"autodb_pool_size": 2})
         assert instance.finished(operation)["state"] == "success"

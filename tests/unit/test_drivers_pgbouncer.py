@@ -34,10 +34,10 @@ def test_pools_for_all_users_share_what_no_pool_is_promised_and_never_ask_for_mo
     pools = [Pool("mine", "d", "session", 3, "u"), Pool("a", "d", "session", 4), Pool("b", "d", "session", 2)]
     lines = _render(pools=pools, pooler={"autodb_pool_size": 2})
     bounds = {line.split()[0]: line.rpartition("max_db_connections=")[2] for line in lines if "max_db_conn" in line}
-    assert bounds == {"a": "7", "b": "5", "*": "0"}
-    assert 3 + 7 + 5 + 2 <= _SPEC.max_connections - 7 < 3 + 7 + 5 + 2 + 2
-    assert "max_db_connections=18" in "".join(_render(pools=[Pool("whole", "d", "session", 18)]))
-    assert "max_db_connections=20" in "".join(_render(pools=[Pool("more", "d", "session", 20)]))
+    assert bounds == {"a": "8", "b": "6", "*": "0"}
+    assert 3 + 8 + 6 + 2 <= _SPEC.max_connections - 5 < 3 + 8 + 6 + 2 + 2
+    assert "max_db_connections=20" in "".join(_render(pools=[Pool("whole", "d", "session", 20)]))
+    assert "max_db_connections=21" in "".join(_render(pools=[Pool("older", "d", "session", 21)]))
 
 
 @pytest.mark.parametrize(

@@ -85,12 +85,12 @@ def test_there_is_a_most() -> None:
 
 def test_pools_fit_into_the_connections() -> None:
     pools = [Pool("a", "d", "session", 10), Pool("b", "d", "session", 10)]
-    check_sum(pools, {}, 27, "size")
+    check_sum(pools, {}, 25, "size")
     check_sum([], {}, 1, "size")
     with pytest.raises(Conflict, match=r"^plan: the pools would take 20 connections \(a 10, b 10\), but 19 are left"):
-        check_sum(pools, {}, 26, "plan")
+        check_sum(pools, {}, 24, "plan")
     with pytest.raises(Conflict, match="autodb_pool_size 1"):
-        check_sum(pools, {"autodb_pool_size": 1}, 27, "pgbouncer-settings")
+        check_sum(pools, {"autodb_pool_size": 1}, 25, "pgbouncer-settings")
 
 
 def test_parameters() -> None:
