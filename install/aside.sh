@@ -4,7 +4,7 @@
 # told to use those. Nothing else changes: no package of that release is installed, its source is no source of this
 # system's apt, no daemon is started. A prefix that was made of the same packages is left as it is; one made anew is
 # renamed into place when it is whole. PREFIX/bin has the programs, PREFIX/packages says what was unpacked.
-# Says why on stderr and fails when it cannot be had.
+# ASIDE_THEN, a command, is run in the new tree before that. Says why on stderr and fails when it cannot be had.
 set -eu
 umask 022
 
@@ -71,6 +71,8 @@ needed=$(aside apt-get install -s --no-install-recommends "$@" patchelf 2>"$maki
 chosen=$(for package in $needed; do
     case " $* patchelf " in *" $package "*) echo "$package"; continue ;; esac
     case $package in
+        # PostgreSQL's JIT would be larger than all the rest.
+        libllvm* | libz3-*) ;;
         *perl* | *python* | *debconf* | *-l10n | *-data | *-common | *-modules* | libsystemd-shared) ;;
         postgresql-client-[0-9]* | zlib1g | lib*) echo "$package" ;;
     esac
@@ -101,6 +103,7 @@ done
 mkdir bin
 for program in usr/bin/* usr/sbin/*; do [ ! -f "$program" ] || ln -s "../$program" "bin/${program##*/}"; done
 rm -rf etc var lib/systemd usr/lib/systemd usr/share/bash-completion usr/share/doc usr/share/lintian usr/share/locale usr/share/man
+[ -z "${ASIDE_THEN:-}" ] || sh -euc "$ASIDE_THEN" || fail "its packages are not laid out as expected"
 {
     echo "$wanted"
     for deb in "$making"/debs/*.deb; do dpkg-deb -W --showformat '${Package} ${Version}\n' "$deb"; done

@@ -5,6 +5,7 @@
 set -eu
 
 major=${PGHERD_DEFAULT_VERSION:-15}
+beside=/usr/local/lib/pgherd/postgresql-$major/usr/lib/postgresql/$major  # where install/postgresql.sh puts it
 policy=/usr/sbin/policy-rc.d
 kept=$policy.before-pgherd
 no_cluster=/etc/postgresql-common/createcluster.d/pgherd-install.conf
@@ -18,10 +19,13 @@ missing_packages() {
     /usr/bin/python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || echo python3-venv
     locale_present || [ -e /usr/share/i18n/locales/en_US ] || echo locales
     [ -n "${PGHERD_POSTGRES_BINDIRS:-}" ] && return
+    [ ! -x "$beside/bin/postgres" ] || return
     [ -x "/usr/lib/postgresql/$major/bin/postgres" ] || echo "postgresql-$major"
     [ -x "/usr/lib/postgresql/$major/bin/psql" ] || echo "postgresql-client-$major"
     # Lets tenants create the extensions of src/pgherd/drivers/extensions.py, and no others, without a superuser.
     [ -e "/usr/lib/postgresql/$major/lib/pgextwlist.so" ] || echo "postgresql-$major-pgextwlist"
+    # The audit log of pgaudit-settings; preloaded everywhere, so that it is switched on without a restart.
+    [ -e "/usr/lib/postgresql/$major/lib/pgaudit.so" ] || echo "postgresql-$major-pgaudit"
 }
 
 locale_present() {
@@ -51,22 +55,32 @@ install_packages() {
     echo "pgherd: installing $*"
     export DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l
     apt-get update -qq
+    chosen=
     for package in "$@"; do
-        if ! apt-cache show --no-all-versions "$package" >/dev/null 2>&1; then
+        if offered "$package"; then
+            chosen="$chosen $package"
+        elif [ "$package" = "postgresql-$major-pgaudit" ]; then
+            echo "pgherd: this release has no package $package; services on this host have no audit log" >&2
+        elif offered "postgresql-$major" || [ "${package#"postgresql-$major"}" = "$package" ]; then
             echo "pgherd: this release has no package $package; install PostgreSQL $major by hand and name its" \
                 "directory in PGHERD_POSTGRES_BINDIRS, or choose another with PGHERD_DEFAULT_VERSION." >&2
             exit 1
-        fi
+        fi  # else this release does not have that major: it comes from another one
     done
     log=$(mktemp)
-    if ! apt-get install -y -qq --no-install-recommends --no-upgrade \
-        -o Dpkg::Options::=--force-confold "$@" >"$log" 2>&1; then
+    # shellcheck disable=SC2086 - a list of names
+    if [ -n "$chosen" ] && ! apt-get install -y -qq --no-install-recommends --no-upgrade \
+        -o Dpkg::Options::=--force-confold $chosen >"$log" 2>&1; then
         cat "$log" >&2
         exit 1
     fi
     rm -f "$log"
     restore
     trap - EXIT INT TERM HUP
+}
+
+offered() {
+    apt-cache show --no-all-versions "$1" >/dev/null 2>&1
 }
 
 # It goes into /etc/locale.gen too: an upgrade of `locales` makes the archive anew from that list,
@@ -82,7 +96,8 @@ generate_locale() {
 # The extension `pgherd` of every new cluster; scripts of older versions stay for services that have them.
 install_extension() {
     [ -z "${PGHERD_POSTGRES_BINDIRS:-}" ] || return 0
-    for directory in /usr/share/postgresql/*/extension; do
+    for directory in /usr/share/postgresql/*/extension "${beside%%/postgresql-*}"/postgresql-*/usr/share/postgresql/*/extension; do
+        [ -d "$directory" ] || continue
         for file in "${0%/*}"/postgresql/pgherd*; do
             cmp -s "$file" "$directory/${file##*/}" || install -m 644 "$file" "$directory/"
         done
@@ -97,6 +112,7 @@ if [ "$(id -u)" = 0 ]; then
         install_packages $missing
     fi
     locale_present || generate_locale
+    [ -n "${PGHERD_POSTGRES_BINDIRS:-}" ] || sh "${0%/*}/postgresql.sh" "$major"
     install_extension
     sh "${0%/*}/pgbouncer.sh"
     exit 0

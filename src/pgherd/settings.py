@@ -48,7 +48,9 @@ class Settings:
     host: str = _setting("local", "name of this host among the hosts of the zone")
     default_version: str = _setting("15", "PostgreSQL major version when a request names none")
     postgres_bindirs: str = _setting(
-        "", "directories of PostgreSQL programs, MAJOR=DIR separated by commas; empty: /usr/lib/postgresql/*/bin"
+        "",
+        "directories of PostgreSQL programs, MAJOR=DIR separated by commas; empty: /usr/lib/postgresql/*/bin,"
+        " and what install/postgresql.sh installed",
     )
     pgbouncer: str = _setting(
         "", "PgBouncer 1.21 or newer; empty: what install/pgbouncer.sh installed, else /usr/sbin/pgbouncer"

@@ -11,7 +11,7 @@ from pgherd import sealing
 from pgherd.drivers import extensions
 from pgherd.spec import Admin
 from tests.attacks.conftest import SECRET, Fort
-from tests.plugins.host import PASSWORD, verifier
+from tests.plugins.host import MAJOR, PASSWORD, verifier
 
 #: What every trap tries, whoever runs it.
 _SPRING = "ALTER ROLE plain SUPERUSER"
@@ -297,7 +297,7 @@ def test_row_23_names_like_the_platforms(fort: Fort, name: str) -> None:
             row = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
         assert row == (False,)
         # With pools, the service's own OS user may be any tenant on the socket, so that PgBouncer can; no more.
-        psql, run = fort.host.agent.programs["15"].bin / "psql", fort.host.directory(fort.spec) / "run"
+        psql, run = fort.host.agent.programs[MAJOR].bin / "psql", fort.host.directory(fort.spec) / "run"
         argv = [str(psql), "-XAtw", "-h", str(run), "-p", str(fort.spec.port), "-U", name, "-c", "SHOW is_superuser"]
         assert fort.as_service(*argv, "-d", "defaultdb").out in (b"", b"off\n")
         for database in ("postgres", "template1"):

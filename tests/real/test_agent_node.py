@@ -14,7 +14,7 @@ import pytest
 from pgherd import unprivileged
 from pgherd.agent import agent as agent_module
 from pgherd.spec import NodeSpec
-from tests.plugins.host import PASSWORD, RunningHost, until
+from tests.plugins.host import MAJOR, PASSWORD, RunningHost, until
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_admin_owns_its_database_and_nothing_of_the_platform(host: RunningHo
     assert row == (False, False, "avnadmin", True)
     seen = host.until(node, lambda s: "more" in s.databases and s.disk_used > 0)
     assert (seen.databases, [u.name for u in seen.users]) == (["defaultdb", "more"], ["app", "avnadmin"])
-    assert seen.version.startswith("15.") and seen.max_connections == 25
+    assert seen.version.startswith(f"{MAJOR}.") and seen.max_connections == 25
 
 
 @pytest.mark.parametrize(

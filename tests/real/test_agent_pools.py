@@ -17,7 +17,7 @@ from pgherd import sealing, unprivileged
 from pgherd.drivers import pgbouncer
 from pgherd.settings import Settings
 from pgherd.spec import NodeSpec, Pool, Task
-from tests.plugins.host import RunningHost, until, verifier
+from tests.plugins.host import MAJOR, RunningHost, until, verifier
 
 _found = pgbouncer.program(Settings().pgbouncer)
 pytestmark = pytest.mark.skipif(
@@ -56,7 +56,7 @@ class Pooled:
     def psql(self, user: str, script: str, database: str = "postgres") -> unprivileged.Answer:
         """As the service's OS user over the node's own socket."""
         directory = self.host.directory(self.spec)
-        argv = [str(self.host.agent.programs["15"].bin / "psql"), "-XqAtw", "-h", str(directory / "run")]
+        argv = [str(self.host.agent.programs[MAJOR].bin / "psql"), "-XqAtw", "-h", str(directory / "run")]
         argv += ["-p", str(self.spec.port), "-U", user, "-d", database, "-c", script]
         return unprivileged.run(self.host.account(self.spec), argv)
 
@@ -288,7 +288,7 @@ def test_a_database_of_an_odd_name_can_have_a_pool(pooled: Pooled) -> None:
 
 
 def _console(host: RunningHost, spec: NodeSpec) -> pgbouncer.Console:
-    program = host.agent.programs["15"]
+    program = host.agent.programs[MAJOR]
     return pgbouncer.Console(program.bin / "psql", host.directory(spec) / "run", spec.port + 1, host.account(spec))
 
 

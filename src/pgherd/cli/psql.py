@@ -76,11 +76,12 @@ def passfile(params: Mapping[str, Any], user: str, password: str) -> str:
 
 
 def find_program() -> str:
-    """The path of psql: the one in PATH, else the newest of the installed server packages. Raises CliError."""
+    """The path of psql: the one in PATH, else that of the newest PostgreSQL on this machine. Raises CliError."""
     found = shutil.which("psql")
     if found:
         return found
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/psql"), key=lambda path: int(path.parts[-3]))
+    places = ("usr/lib/postgresql/*/bin/psql", "usr/local/lib/pgherd/*/usr/lib/postgresql/*/bin/psql")
+    installed = sorted((p for place in places for p in Path("/").glob(place)), key=lambda path: int(path.parts[-3]))
     if not installed:
         raise CliError(Exit.FAILED, "psql is not installed.", "Debian has it in the package postgresql-client.")
     return str(installed[-1])

@@ -28,7 +28,8 @@ BAKE = 3
 #: code point but knows letters; both need no package.
 LOCALES = ("en_US.UTF-8", "C.UTF-8", "C")
 _PSQL_MEMORY = 192 << 20  # bytes; a forged server could fill the memory with one answer
-_DEFAULT_PLACE = "/usr/lib/postgresql"
+#: Where majors are found, the earlier one first: Debian's packages, and what install/postgresql.sh puts beside them.
+_PLACES = ("/usr/lib/postgresql/*/bin", "/usr/local/lib/pgherd/postgresql-*/usr/lib/postgresql/*/bin")
 #: What wins over what an owner of a database has set for all who connect to it.
 _OPTIONS = {
     "search_path": "pg_catalog",
@@ -131,11 +132,20 @@ class Observation(msgspec.Struct, frozen=True):
     size: int | None = None
 
 
+def installed() -> dict[str, Path]:
+    """Major -> directory of the programs that this machine has in the usual places."""
+    found: dict[str, Path] = {}
+    for pattern in _PLACES:
+        for path in sorted(Path("/").glob(pattern[1:])):
+            if path.parent.name.isdigit() and (path / "postgres").exists():
+                found.setdefault(path.parent.name, path)
+    return found
+
+
 def programs(setting: str) -> dict[str, Program]:
-    """The installed majors: from `MAJOR=DIR,...`, or what Debian's layout holds when that is empty."""
+    """The installed majors: from `MAJOR=DIR,...`, or what is `installed` when that is empty."""
     places = dict(word.strip().split("=", 1) for word in setting.split(",") if "=" in word)
-    if not places:
-        places = {p.parent.name: str(p) for p in Path(_DEFAULT_PLACE).glob("*/bin") if (p / "postgres").exists()}
+    places = places or {major: str(place) for major, place in installed().items()}
     found = {}
     for major, place in places.items():
         asked = subprocess.run([f"{place}/postgres", "--version"], capture_output=True, text=True, check=False)

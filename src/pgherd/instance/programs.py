@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from pgherd.drivers import postgres
 from pgherd.errors import Incorrect
 from pgherd.settings import Settings
 
@@ -19,8 +19,7 @@ def postgres_directories(settings: Settings) -> dict[str, Path]:
                 raise Incorrect("Setting postgres_bindirs must be MAJOR=DIR,MAJOR=DIR with absolute directories.")
             found[major] = Path(directory)
     else:
-        places = Path("/usr/lib/postgresql").glob("*/bin")
-        found = {p.parent.name: p for p in places if re.fullmatch(r"\d+", p.parent.name)}
+        found = postgres.installed()
     return {major: directory for major, directory in found.items() if (directory / "postgres").exists()}
 
 
@@ -32,6 +31,6 @@ def postgres_directory(settings: Settings, major: str) -> Path:
             raise Incorrect(f"PostgreSQL {major} is not installed, nor is another. Run `make up`.")
         raise Incorrect(
             f"PostgreSQL {major} is not installed; installed: {', '.join(sorted(found))}."
-            f" Install the package postgresql-{major}, or name its directory in postgres_bindirs."
+            f" Run `sh install/postgresql.sh {major}` in the checkout, or name its directory in postgres_bindirs."
         )
     return found[major]
