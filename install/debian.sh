@@ -115,6 +115,7 @@ if [ "$(id -u)" = 0 ]; then
     [ -n "${PGHERD_POSTGRES_BINDIRS:-}" ] || sh "${0%/*}/postgresql.sh" "$major"
     install_extension
     sh "${0%/*}/pgbouncer.sh"
+    sh "${0%/*}/pgbackrest.sh"
     exit 0
 fi
 if [ -n "$missing" ]; then
@@ -128,3 +129,4 @@ if ! locale_present; then
     exit 1
 fi
 sh "${0%/*}/pgbouncer.sh"
+sh "${0%/*}/pgbackrest.sh"

@@ -55,6 +55,7 @@ class Settings:
     pgbouncer: str = _setting(
         "", "PgBouncer 1.21 or newer; empty: what install/pgbouncer.sh installed, else /usr/sbin/pgbouncer"
     )
+    pgbackrest: str = _setting("", "pgBackRest; empty: what install/pgbackrest.sh installed, else /usr/bin/pgbackrest")
     memory_cap_percent: int = _setting(
         5, "most of the host's memory, in percent, that sizes one service's PostgreSQL, however large its plan"
     )

@@ -25,7 +25,7 @@ _POOLER = pgbouncer.program(Settings().pgbouncer)
 _RUNNING = ["place", "firewall", "limits", "configure", "supervise", "start", "restart", "reload", "admin"]
 _RUNNING += ["task", "pools", "record"]
 _PLACES = [f"running {step} {edge}" for step in _RUNNING for edge in ("begin", "end")]
-_ABSENT = ["pools", "stop", "delete", "limits", "firewall", "record"]
+_ABSENT = ["jobs", "pools", "stop", "repository", "delete", "limits", "firewall", "record"]
 _PLACES += [f"absent {step} {edge}" for step in _ABSENT for edge in ("begin", "end")]
 
 

@@ -13,16 +13,19 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from pgherd import failpoints, sealing
 from pgherd.agent import report, warm
+from pgherd.agent.backups import Care, Tending
 from pgherd.agent.converge import Broken, Convergence, Host, Refused, door, service_name, status_of, write_private
+from pgherd.agent.jobs import Jobs
 from pgherd.agent.link import Link, PostgresLink
-from pgherd.drivers import pgbouncer, postgres
+from pgherd.agent.repositories import Repositories
+from pgherd.drivers import pgbackrest, pgbouncer, postgres
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
 from pgherd.drivers.os_users import OsUsers
@@ -31,12 +34,13 @@ from pgherd.drivers.supervisor import Supervisor
 from pgherd.errors import Fault, Interrupted, PgherdError, Unavailable, Unsupported
 from pgherd.home import Home
 from pgherd.settings import Settings
-from pgherd.spec import HostFacts, NodeSpec, NodeState, NodeStatus, TaskResult
+from pgherd.spec import HostFacts, JobStatus, NodeSpec, NodeState, NodeStatus, TaskResult
 
 log = logging.getLogger("pgherd.agent")
 
 _LOOK_EVERY = 9.0  # seconds between observations of a running node; the design promises 10
 _LOOK_SOON = 2.0  # after a convergence, which itself takes no time to measure the size
+_LOOK_AT_JOB = 1.0  # at a running job's progress
 _SIZE_EVERY = 60.0  # seconds between measurements of a node's disk use
 _ASK_EVERY = 10.0  # seconds between looks for specs without a notification
 _FACTS_EVERY = 30.0
@@ -63,6 +67,8 @@ class Node:
     due: float = 0.0
     sized: float = 0.0
     changed_at: int = 0
+    care: Care = field(default_factory=Care)
+    jobs: list[JobStatus] = field(default_factory=list)
 
 
 class Kept(msgspec.Struct):
@@ -83,10 +89,13 @@ class Agent:
         self.programs = postgres.programs(settings.postgres_bindirs)
         cores = os.cpu_count() or 1
         self.slots = warm.Slots(self.home.warm, OsUsers(*settings.uids, self.home.agent / "last-uid"))
+        private_key = self._private_key()
         self.host = Host(
-            self.home, self.supervisor, self.slots, self.programs, self._private_key(),
+            self.home, self.supervisor, self.slots, self.programs, private_key,
             getpass.getuser(), threading.BoundedSemaphore(cores * 2), pgbouncer.program(settings.pgbouncer),
             Firewall(self.home.root, [settings.port_range, (settings.listen_address[1],) * 2]), Limits(self.home.root),
+            Repositories(self.home, pgbackrest.program(settings.pgbackrest), private_key),
+            Jobs(self.home, self.supervisor, max(1, cores // 2)),
         )  # fmt: skip
         self.nodes: dict[str, Node] = {}
         self._unsent: dict[str, NodeStatus] = {}
@@ -176,6 +185,7 @@ class Agent:
         now = time.monotonic()
         for node in self.nodes.values():
             changed_at = self.supervisor.changed_at(service_name(node.spec.node_id))
+            changed_at += self.host.jobs.changed_at(node.spec.node_id, node.spec.jobs)
             if changed_at != node.changed_at:
                 node.changed_at = changed_at
                 if node.status is not None and node.status.state == "running":
@@ -184,13 +194,15 @@ class Agent:
                 node.busy = True
                 self._pool.submit(self._look_after, node)
 
+    def _converges(self) -> bool:
+        return any(n.busy and n.converged != n.spec.generation for n in self.nodes.values())
+
     def _refill(self) -> None:
         """Make one warm directory when nothing has been going on for a moment."""
         program = self.programs.get(self.settings.default_version)
         if program is None or (self._refilling is not None and self._refilling.is_alive()):
             return
-        working = any(n.busy and n.converged != n.spec.generation for n in self.nodes.values())
-        if working or self._stopping.is_set() or time.monotonic() < self._refill_at:
+        if self._converges() or self._stopping.is_set() or time.monotonic() < self._refill_at:
             return
 
         def refill() -> None:
@@ -226,7 +238,9 @@ class Agent:
             self.link.wake()
 
     def _say(self, node: Node, status: NodeStatus) -> None:
-        """Remember the status and let the main thread report it."""
+        """Remember the status and let the main thread report it, with what is known of the repository."""
+        if node.spec.repository is not None and status.state != "absent":
+            status = msgspec.structs.replace(status, repository=node.care.known(self.host.repositories, node.spec))
         node.status = status
         with self._lock:
             self._unsent[status.node_id] = status
@@ -251,7 +265,11 @@ class Agent:
             return None
         if measure:
             node.sized = time.monotonic() + _SIZE_EVERY
-        return self._running(node, spec, seen), _LOOK_EVERY
+        groups = list(self.host.limits.groups(spec.node_id))
+        tending = Tending(self.host.repositories, self.host.jobs, spec, convergence.cluster, node.care, groups)
+        node.jobs = tending.carry_out(seen.archiver, idle=not self._converges())
+        works = any(job.state in ("waiting", "running") for job in node.jobs)
+        return self._running(node, spec, seen), _LOOK_AT_JOB if works or not tending.settled else _LOOK_EVERY
 
     def _converge(self, node: Node, spec: NodeSpec) -> tuple[NodeStatus, float]:
         overtaken = lambda: node.spec is not spec or self._stopping.is_set()  # noqa: E731
@@ -274,10 +292,12 @@ class Agent:
         if convergence.seen is None:
             return status_of(spec, state, None), _LOOK_EVERY if state == "absent" else 60.0
         node.task, node.pooler = convergence.task, convergence.pooler
-        return self._running(node, spec, convergence.seen), _LOOK_SOON
+        return self._running(node, spec, convergence.seen), 0.0 if spec.jobs else _LOOK_SOON
 
     def _running(self, node: Node, spec: NodeSpec, seen: Observation) -> NodeStatus:
-        status = msgspec.structs.replace(status_of(spec, "running", seen), task=node.task, pooler=node.pooler)
+        status = msgspec.structs.replace(
+            status_of(spec, "running", seen), task=node.task, pooler=node.pooler, jobs=node.jobs
+        )
         if seen.size is None and node.status is not None:
             status = msgspec.structs.replace(status, disk_used=node.status.disk_used)
         return status

@@ -20,8 +20,10 @@ from pathlib import Path
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import pooling, report, tasks, warm
+from pgherd.agent import backups, pooling, report, tasks, warm
+from pgherd.agent.jobs import Jobs
 from pgherd.agent.pooling import Pooling
+from pgherd.agent.repositories import Repositories
 from pgherd.drivers import config_files, extensions, hba, limits, pgbouncer, postgres, postgres_settings
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
@@ -57,6 +59,8 @@ class Host:
     pooler: pgbouncer.Program | None
     firewall: Firewall
     limits: Limits
+    repositories: Repositories
+    jobs: Jobs
 
 
 class Record(msgspec.Struct):
@@ -118,13 +122,16 @@ class Convergence:
         self._do("pools", self._ensure_pools)
 
     def _stop(self) -> None:
+        self._do("jobs", lambda: self.host.jobs.end_others(self.spec.node_id))
         self._do("pools", lambda: self.host.supervisor.down(pooling.service_name(self.spec.node_id), _STOP_PATIENCE))
         self._do("stop", lambda: self.host.supervisor.down(self.service, _STOP_PATIENCE))
 
     def _remove(self) -> None:
         pool = pooling.service_name(self.spec.node_id)
+        self._do("jobs", lambda: self.host.jobs.end_others(self.spec.node_id))
         self._do("pools", lambda: self.host.supervisor.remove(pool, gently=False))
         self._do("stop", lambda: self.host.supervisor.remove(self.service, gently=False))
+        self._do("repository", self._remove_repository)
         self._do("delete", lambda: self.host.slots.discard(self.directory))
         # Last, so that no process of the node is ever outside its walls.
         self._do("limits", lambda: self.host.limits.remove(self.spec.node_id))
@@ -174,7 +181,7 @@ class Convergence:
         cluster.config.mkdir(mode=0o750, exist_ok=True)
         if group is not None:
             os.chown(cluster.config, 0, group.gid)
-        files = self._render(cluster)
+        files = self._render(cluster, self._ensure_archiving(cluster))
         conf = cluster.config / "postgresql.conf"
         if conf.exists() and conf.read_text() != files["postgresql.conf"]:
             config_files.install(cluster.config, "candidate.conf", files["postgresql.conf"], group)
@@ -183,14 +190,28 @@ class Convergence:
         for name, text in files.items():
             config_files.install(cluster.config, name, text, group)
 
-    def _render(self, cluster: Cluster) -> dict[str, str]:
+    def _ensure_archiving(self, cluster: Cluster) -> str:
+        """The way into the repository, which itself is made later; returns PostgreSQL's `archive_command`."""
+        repository = self.spec.repository
+        if repository is None or self.host.repositories.program is None:
+            return ""
+        return self.host.repositories.configure(
+            repository, cluster, queue=backups.queue(self.spec), cores=os.cpu_count() or 1
+        )
+
+    def _remove_repository(self) -> None:
+        if self.spec.repository is not None:
+            self.host.repositories.remove(self.spec.repository)
+
+    def _render(self, cluster: Cluster, archive_command: str) -> dict[str, str]:
         spec, account = self.spec, cluster.account
         slot, pooled = warm.read_slot(self.directory), pgbouncer.is_wanted(spec)
         conf = postgres_settings.render(
             spec, run=cluster.run, config=cluster.config,
             libraries=cluster.program.libraries, session_libraries=cluster.program.session_libraries,
             extensions=extensions.allow_list(extensions.installed(spec.version, cluster.program.control_files)),
-            locale=slot.locale if slot else postgres.locale(),
+            locale=slot.locale if slot else postgres.locale(), archive_command=archive_command,
+            archive_timeout=spec.repository.archive_timeout if spec.repository else 0,
         )  # fmt: skip
         files = {
             "pg_hba.conf": hba.render_hba(spec.ip_filter, spec.loopback, pooled=pooled, major=int(spec.version)),

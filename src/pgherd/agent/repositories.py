@@ -151,11 +151,8 @@ class Repositories:
         answer = self.run(pgbackrest.info(self.installed(), cluster.config), cluster.account)
         return pgbackrest.parse_info(answer.out)
 
-    def remove(self, repository: Repository, cluster: Cluster | None) -> None:
-        """Nothing is left of the repository, its key included. Nothing archives any more. May run again.
-
-        `cluster` may have lost its files; it says as whom to work.
-        """
+    def remove(self, repository: Repository) -> None:
+        """Nothing is left of the repository, its key included. Nothing archives into it any more. May run again."""
         directory = self.directory(repository.service_id)
         if not directory.exists():
             return

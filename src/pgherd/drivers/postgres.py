@@ -119,6 +119,16 @@ class Cluster:
         return self.directory / "run"
 
 
+class Archiver(msgspec.Struct, frozen=True):
+    """How archiving stands: the last segment that went and when (RFC 3339), whether trying failed since, how many
+    segments wait."""
+
+    wal: str
+    at: str
+    fails: bool
+    waiting: int
+
+
 class Observation(msgspec.Struct, frozen=True):
     """What a cluster says of itself. `config` and `restart` are the markers it was loaded and started with."""
 
@@ -130,6 +140,7 @@ class Observation(msgspec.Struct, frozen=True):
     pending_restart: list[str]
     max_connections: int
     size: int | None = None
+    archiver: Archiver | None = None
 
 
 def installed() -> dict[str, Path]:
@@ -292,6 +303,10 @@ def observing(cut: str, *, size: bool) -> str:
       'pending_restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
       'max_connections', current_setting('max_connections')::int,
       'size', {measured if size else "NULL"},
+      'archiver', (SELECT json_build_object('wal', coalesce(last_archived_wal, ''),
+         'at', coalesce(to_char(last_archived_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), ''),
+         'fails', coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false),
+         'waiting', (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready')) FROM pg_stat_archiver),
       'cut', {cut});
     """
 

@@ -65,10 +65,14 @@ def render(
     locale: str,
     session_libraries: list[str] | None = None,
     extensions: str = "",
+    archive_command: str = "",
+    archive_timeout: int = 0,
 ) -> str:
     """postgresql.conf without the marker.
 
     `libraries`, `session_libraries`: what is installed of what we preload; `extensions`: what tenants may create.
+    `archive_command`: empty for a service without a repository, whose segments are thrown away; `archive_timeout` in
+    seconds.
 
     Raises HostFault for a setting that is not in `ALLOWED`; one that the node's major does not know is left out.
     """
@@ -77,6 +81,8 @@ def render(
         raise HostFault("A setting is not one that a service may have.", detail=", ".join(unknown)[:200])
     tenant = {name: value for name, value in spec.settings.items() if major >= ALLOWED[name]}
     values = _platform(spec, major) | _sizes(spec) | {
+        "archive_command": archive_command or "/bin/true",
+        "archive_timeout": archive_timeout if archive_command else 0,
         "unix_socket_directories": str(run),
         "ssl_cert_file": str(config / "server.crt"),
         "ssl_key_file": str(config / "server.key"),
@@ -96,9 +102,7 @@ def render(
 def _platform(spec: NodeSpec, major: int) -> dict[str, Setting]:
     disk = spec.disk_bytes >> 20
     values: dict[str, Setting] = {
-        # There are no backups yet; archive_mode could not be turned on later without a restart.
-        "archive_command": "/bin/true",
-        "archive_mode": True,
+        "archive_mode": True,  # always: it could not be turned on later without a restart
         "cluster_name": spec.node_name[:63],
         "datestyle": "iso, mdy",
         "default_text_search_config": "pg_catalog.english",

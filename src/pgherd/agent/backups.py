@@ -1,0 +1,202 @@
+"""A running node's repository is made and looked at, and its backups are taken: what the agent does beside converging.
+
+Nothing here is part of a spec's coming into force: a service answers before its repository exists; segments wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from pgherd import failpoints, unprivileged
+from pgherd.agent import report
+from pgherd.agent.jobs import Jobs, Work
+from pgherd.agent.repositories import Repositories
+from pgherd.drivers import pgbackrest
+from pgherd.drivers.pgbackrest import Place
+from pgherd.drivers.postgres import Archiver, Cluster
+from pgherd.errors import HostFault, PgherdError
+from pgherd.spec import Backup, Job, JobStatus, NodeSpec, Repository, RepositoryStatus
+
+_LOOK_EVERY = 600.0  # seconds between looks into a repository that nothing happened to
+_AGAIN = 30.0  # seconds after one that failed
+_GIB = 1 << 30
+_SEGMENT = 16 << 20  # bytes
+
+
+def queue(spec: NodeSpec) -> int:
+    """Bytes of segments that may wait for a repository: then they are given up, for the disk must not fill up.
+
+    A quarter of the plan's disk, at least 1 GiB.
+    """
+    return max(_GIB, spec.disk_bytes // 4)
+
+
+@dataclass
+class Care:
+    """What is remembered of one node's repository; `look_at`: when to look into it again (monotonic)."""
+
+    status: RepositoryStatus | None = None
+    look_at: float = 0.0
+    make_at: float = 0.0
+
+    def known(self, repositories: Repositories, spec: NodeSpec) -> RepositoryStatus:
+        """What was observed last, by an earlier agent too."""
+        if self.status is None:
+            service = spec.repository.service_id if spec.repository else ""
+            self.status = repositories.record(service).status or RepositoryStatus()
+        return self.status
+
+
+@dataclass(frozen=True)
+class Tending:
+    """One look after the repository and the jobs of a node whose PostgreSQL runs. `idle`: nobody waits for the host."""
+
+    repositories: Repositories
+    jobs: Jobs
+    spec: NodeSpec
+    cluster: Cluster
+    care: Care
+    groups: list[Path] = field(default_factory=list)
+
+    def carry_out(self, archiver: Archiver | None, *, idle: bool) -> list[JobStatus]:
+        """Do what is due; `care.status` is then what is known. Failures are its `problem`, never raised."""
+        repository = self.spec.repository
+        self.jobs.end_others(self.spec.node_id, self.spec.jobs)
+        if repository is None:
+            return []
+        known = before = self.care.known(self.repositories, self.spec)
+        try:
+            self.repositories.installed()
+            known = self._made(repository, known, idle=idle)
+            statuses = [self.jobs.ensure(self.spec.node_id, job, self._work(job)) for job in self._possible(known)]
+            known = self._looked(repository, known)
+            known = self._archiving(repository, known, archiver)
+        except (PgherdError, OSError) as error:
+            statuses = [self.jobs.look(self.spec.node_id, job) for job in self.spec.jobs]
+            self.care.look_at = self.care.make_at = time.monotonic() + _AGAIN
+            known = msgspec.structs.replace(known, problem=report.describe(error, self.repositories.home.root))
+        if known != before:
+            self._keep(repository, known)
+        return statuses
+
+    @property
+    def settled(self) -> bool:
+        """Whether the repository is there, or not to be had for now."""
+        return self.care.status is None or self.care.status.ready or bool(self.care.status.problem)
+
+    # --- the repository ------------------------------------------------------------------------------------
+
+    def _made(self, repository: Repository, known: RepositoryStatus, *, idle: bool) -> RepositoryStatus:
+        """Made when nobody waits for the host; a job does not wait for that."""
+        if (self.cluster.config / pgbackrest.READY).exists():
+            return msgspec.structs.replace(known, ready=True)
+        wanted = idle or self.spec.jobs
+        if not wanted or time.monotonic() < self.care.make_at or not self.repositories.making.acquire(blocking=False):
+            return known
+        try:
+            failpoints.passing("repository make begin")
+            self.repositories.ensure_made(repository, self.cluster)
+            failpoints.passing("repository make end")
+        finally:
+            self.repositories.making.release()
+        self.care.look_at = 0.0
+        return msgspec.structs.replace(known, ready=True, problem="")
+
+    def _looked(self, repository: Repository, known: RepositoryStatus) -> RepositoryStatus:
+        if not known.ready or time.monotonic() < self.care.look_at:
+            return known
+        info = self.repositories.info(self.cluster)
+        if not info.exists:
+            raise HostFault("The repository has vanished; backups and segments are gone.")
+        self.care.look_at = time.monotonic() + _LOOK_EVERY
+        return msgspec.structs.replace(known, backups=info.backups, problem="")
+
+    def _archiving(
+        self, repository: Repository, known: RepositoryStatus, archiver: Archiver | None
+    ) -> RepositoryStatus:
+        if archiver is None or not known.ready:
+            return known
+        place, account = self.repositories.place(repository, self.cluster), self.cluster.account
+        problem, gap = "", known.gap_at
+        if archiver.wal != known.wal or archiver.fails:
+            gap = gap_at(place, account)
+        if archiver.fails and archiver.waiting:
+            why = push_error(place, account) or "the repository takes no segments"
+            problem = report.clean(f"{archiver.waiting} WAL segments wait to be archived: {why}", self._root)
+        return msgspec.structs.replace(
+            known, wal=archiver.wal[:64], archived_at=archiver.at[:32], waiting=archiver.waiting,
+            gap_at=gap, problem=problem,
+        )  # fmt: skip
+
+    def _keep(self, repository: Repository, known: RepositoryStatus) -> None:
+        self.care.status = known
+        record = self.repositories.record(repository.service_id)
+        record.status = known
+        with contextlib.suppress(OSError):
+            self.repositories.note(repository.service_id, record)
+
+    @property
+    def _root(self) -> Path:
+        return self.repositories.home.root
+
+    # --- jobs ----------------------------------------------------------------------------------------------
+
+    def _possible(self, known: RepositoryStatus) -> list[Job]:
+        return [job for job in self.spec.jobs if known.ready or job.name != "backup"]
+
+    def _work(self, job: Job) -> Work:
+        program, config = self.repositories.installed(), self.cluster.config
+        if job.name != "backup":
+            raise HostFault(f"This host knows no job {job.name}.")
+        argv = pgbackrest.backup(program, config, full=job.full, fast=not job.scheduled)
+        words = pgbackrest.progress, pgbackrest.complaint
+        return Work(argv, self.cluster.account, self.groups, *words, finish=self._expire)
+
+    def _expire(self) -> None:
+        """Let go what the plan does not keep; look at what is left, so that a backup is seen when its job is done."""
+        assert self.spec.repository is not None
+        info = self.repositories.info(self.cluster)
+        fulls = needed(info.backups, self.spec.repository.keep, datetime.now(UTC))
+        if fulls < sum(not backup.parent for backup in info.backups):
+            program, config = self.repositories.installed(), self.cluster.config
+            self.repositories.run(pgbackrest.expire(program, config, fulls=fulls), self.cluster.account, timeout=600)
+        self.care.look_at = 0.0
+
+
+def needed(backups: list[Backup], keep: int, now: datetime) -> int:
+    """How many full backups are needed so that `keep` sound backups stay and reach back `keep` - 1 days.
+
+    `backups`: the oldest first. Backups by hand in between never shorten the time that one can go back.
+    """
+    fulls = sound = 0
+    for backup in reversed(backups):
+        sound += not backup.damaged
+        if backup.parent:
+            continue
+        fulls += 1
+        age = now - datetime.fromisoformat(backup.ended_at)
+        if sound >= keep and age.total_seconds() >= (keep - 1) * 86400 - 3600 and not backup.damaged:
+            break
+    return max(1, fulls)
+
+
+def push_error(place: Place, account: unprivileged.Account | None) -> str:
+    """Why pgBackRest could not push a segment, as it noted it beside those on their way; empty: it did not say."""
+    directory = place.spool / "archive" / pgbackrest.STANZA / "out"
+    argv = ["/bin/sh", "-c", 'cat "$1"/*.error 2>/dev/null | head -c 500', "sh", str(directory)]
+    said = unprivileged.run(account, argv, timeout=5).out.decode(errors="replace")
+    return next((line for line in said.splitlines() if not line.strip().isdigit()), "")
+
+
+def gap_at(place: Place, account: unprivileged.Account | None) -> str:
+    """When segments were given up last; empty: never."""
+    answer = unprivileged.run(account, ["stat", "-c", "%Y", str(place.spool / "given-up")], timeout=5)
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(int(answer.out), UTC).isoformat().replace("+00:00", "Z")
+    return ""
