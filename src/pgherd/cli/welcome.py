@@ -30,7 +30,8 @@ _RUNNING = """The API runs at {endpoint} (credentials from {origin}).
   pgherd service create demo --plan hobbyist-2   a PostgreSQL service
   pgherd service psql demo                       a session on it
   pgherd service list                            what there is
-  eval "$(pgherd env)"                           for exo, Terraform and the SDKs
+  eval "$(pgherd env)"                           for exo and the SDKs
+  pgherd terraform-front                         for Terraform
 
 All commands: pgherd --help"""
 

@@ -73,10 +73,15 @@ def _settings(argv: list[str]) -> int:
 
 
 def _env(argv: list[str]) -> int:
-    _parser("env", COMMANDS["env"].help).parse_args(argv)
+    parser = _parser("env", COMMANDS["env"].help)
+    parser.add_argument(
+        "--terraform", action="store_true", help="those for Terraform's provider, while `pgherd terraform-front` runs"
+    )
+    chosen = parser.parse_args(argv)
     from pgherd.instance import credentials, effective
 
-    print(credentials.export_lines(effective.home_of(os.environ).credentials), end="")
+    path = effective.home_of(os.environ).credentials
+    print(credentials.front_lines(path, os.environ) if chosen.terraform else credentials.export_lines(path), end="")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from pgherd.errors import Incorrect
@@ -54,10 +55,30 @@ def _quoted(text: str) -> str:
 def export_lines(path: Path) -> str:
     """Shell lines for `eval "$(pgherd env)"`."""
     found = read(path)
-    pairs = (
-        ("EXOSCALE_API_ENDPOINT", found["endpoint"]),
-        ("EXOSCALE_API_KEY", found["key"]),
-        ("EXOSCALE_API_SECRET", found["secret"]),
-        ("EXOSCALE_ZONE", found["zone"]),
+    return _exports(
+        {
+            "EXOSCALE_API_ENDPOINT": found["endpoint"],
+            "EXOSCALE_API_KEY": found["key"],
+            "EXOSCALE_API_SECRET": found["secret"],
+            "EXOSCALE_ZONE": found["zone"],
+        }
     )
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in pairs)
+
+
+def front_lines(path: Path, environ: Mapping[str, str]) -> str:
+    """Shell lines for `eval "$(pgherd env --terraform)"`: the caller's own key if one is set, else the operator's."""
+    from pgherd.front.environment import variables
+    from pgherd.front.place import Place
+
+    place = Place(environ)
+    running = place.running()
+    if environ.get("EXOSCALE_API_ENDPOINT"):
+        key = environ.get("EXOSCALE_API_KEY", ""), environ.get("EXOSCALE_API_SECRET", "")
+    else:
+        found = read(path)
+        key = found["key"], found["secret"]
+    return _exports(variables(place.bundle, running, key, environ))
+
+
+def _exports(values: Mapping[str, str]) -> str:
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
