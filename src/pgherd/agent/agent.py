@@ -261,8 +261,11 @@ class Agent:
                 observed_at=report.now(),
             ))  # fmt: skip
             return None
+        convergence.seen = seen
         if seen.config != node.marker or seen.restart < spec.restart or not convergence.pooling.runs():
             return None
+        if pgbouncer.is_wanted(spec) and {role.name for role in node.status.users} - {role.name for role in seen.users}:
+            convergence.pooling.cut()
         if measure:
             node.sized = time.monotonic() + _SIZE_EVERY
         groups = list(self.host.limits.groups(spec.node_id))

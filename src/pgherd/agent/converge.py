@@ -351,7 +351,9 @@ class Convergence:
     def pooling(self) -> Pooling:
         """The node's PgBouncer."""
         groups = self.host.limits.groups(self.spec.node_id)
-        return Pooling(self.host.supervisor, self.host.pooler, self.spec, self.cluster, groups)
+        seen = self.seen.users if self.seen else []
+        users = {role.name for role in seen} if 0 < len(seen) < postgres.MOST_SEEN else None
+        return Pooling(self.host.supervisor, self.host.pooler, self.spec, self.cluster, groups, users)
 
     def _ensure_pools(self) -> None:
         self.pooler = self.pooling.ensure()

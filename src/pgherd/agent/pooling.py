@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +31,17 @@ def service_name(node_id: str) -> str:
 
 @dataclass(frozen=True)
 class Pooling:
-    """One run for one node whose PostgreSQL runs. `groups`: the node's control groups."""
+    """One run for one node whose PostgreSQL runs.
+
+    `groups`: the node's control groups; `users`: who may log in, None when that is not known.
+    """
 
     supervisor: Supervisor
     program: pgbouncer.Program | None
     spec: NodeSpec
     cluster: Cluster
     groups: Sequence[Path] = ()
+    users: Collection[str] | None = None
 
     @property
     def service(self) -> str:
@@ -65,12 +69,18 @@ class Pooling:
         seen = self._started()
         if seen.marker != marker:
             seen = self._reloaded(marker)
-        self._cut()
+        self.cut()
         return seen.version
 
     def runs(self) -> bool:
         """Whether it lives if it is wished for; a look that costs nothing."""
         return not pgbouncer.is_wanted(self.spec) or self.supervisor.lives(self.service)
+
+    def cut(self) -> None:
+        """End clients that the spec or PostgreSQL's roles do not let in any more."""
+        if not pgbouncer.cut(self.console, self.spec, self._networks(), self.users):
+            self.supervisor.restart(self.service, _STOP_PATIENCE)
+            self._started()
 
     # --- steps ---------------------------------------------------------------------------------------------
 
@@ -141,8 +151,3 @@ class Pooling:
 
     def _last_words(self) -> str:
         return report.clean(" ".join(self.supervisor.last_lines(self.service)[-2:]), self.cluster.directory)
-
-    def _cut(self) -> None:
-        if not pgbouncer.cut(self.console, self.spec, self._networks()):
-            self.supervisor.restart(self.service, _STOP_PATIENCE)
-            self._started()

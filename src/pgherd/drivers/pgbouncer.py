@@ -13,7 +13,7 @@ import ipaddress
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -253,17 +253,23 @@ def reload(console: Console) -> None:
     _ask(console, "RELOAD")
 
 
-def cut(console: Console, spec: NodeSpec, networks: Sequence[str]) -> bool:
-    """End clients that the configuration would not let in any more. False: this version cannot end single clients."""
+def cut(console: Console, spec: NodeSpec, networks: Sequence[str], users: Collection[str] | None) -> bool:
+    """End clients that would not be let in any more. False: this version cannot end single clients.
+
+    `users`: who may log in (None: not known). Of one who may not, PostgreSQL has ended the sessions, but a client that
+    PgBouncer keeps would go on as the next user of that name.
+    """
     allowed = [ipaddress.ip_network(network) for network in networks]
-    users = {pool.name: pool.username for pool in spec.pools}
+    only = {pool.name: pool.username for pool in spec.pools}
     for client in _ask(console, "SHOW CLIENTS") or []:
         try:
             address = ipaddress.ip_address((client.get("addr") or "").partition("%")[0])
         except ValueError:
             continue  # our own look, over the unix socket
         fits = any(address in network for network in allowed if network.version == address.version)
-        if fits and users.get(client.get("database", ""), "") in ("", client.get("user")):
+        user = client.get("user", "")
+        exists = users is None or user in users or user == "(nouser)"
+        if fits and exists and only.get(client.get("database", ""), "") in ("", user):
             continue
         if not (number := client.get("id", "")).isdigit():
             return False

@@ -27,6 +27,8 @@ BAKE = 3
 #: Locales of a new cluster, the first that the host has; the hosted service has the first one. C.UTF-8 sorts by
 #: code point but knows letters; both need no package.
 LOCALES = ("en_US.UTF-8", "C.UTF-8", "C")
+#: Users and databases of an observation; there may be more.
+MOST_SEEN = 2000
 _PSQL_MEMORY = 192 << 20  # bytes; a forged server could fill the memory with one answer
 #: Where majors are found, the earlier one first: Debian's packages, and what install/postgresql.sh puts beside them.
 _PLACES = ("/usr/lib/postgresql/*/bin", "/usr/local/lib/pgherd/postgresql-*/usr/lib/postgresql/*/bin")
@@ -296,11 +298,13 @@ def observing(cut: str, *, size: bool) -> str:
       'config', coalesce(current_setting('pgherd.config', true), ''),
       'restart', coalesce(current_setting('pgherd.restart', true), '0')::int,
       'databases', (SELECT coalesce(json_agg(datname ORDER BY datname), '[]') FROM
-         (SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' LIMIT 2000) d),
+         (SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' LIMIT {MOST_SEEN}) d),
       'users', (SELECT coalesce(json_agg(json_build_object('name', rolname, 'replication', rolreplication, 'password',
          coalesce(left(encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), 16), '')) ORDER BY rolname), '[]') FROM
-         (SELECT * FROM pg_authid WHERE rolcanlogin AND NOT rolsuper AND rolname <> 'pgherd_pooler' LIMIT 2000) r),
-      'pending_restart', (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
+         (SELECT * FROM pg_authid WHERE rolcanlogin AND NOT rolsuper AND rolname <> 'pgherd_pooler'
+          LIMIT {MOST_SEEN}) r),
+      'pending_restart',
+         (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
       'max_connections', current_setting('max_connections')::int,
       'size', {measured if size else "NULL"},
       'archiver', (SELECT json_build_object('wal', coalesce(last_archived_wal, ''),

@@ -68,9 +68,9 @@ class Cluster:
     def check_pool(self, pool: Pool) -> None:
         """Raise Incorrect when the pool's database or user does not exist."""
         if pool.database not in self.databases:
-            raise Incorrect(f"database-name: the service has no database {pool.database}")
+            raise Incorrect(f"database-name: the service has no database {_shown(pool.database)}")
         if pool.username and pool.username not in self.users:
-            raise Incorrect(f"username: the service has no user {pool.username}")
+            raise Incorrect(f"username: the service has no user {_shown(pool.username)}")
 
     def _refuse_new(self, what: str, name: str, known: Iterable[str], most: int) -> None:
         names = set(known)
