@@ -6,7 +6,7 @@ The host decides what to do about it. `generation` only grows; a host refuses an
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -125,6 +125,14 @@ class Job(msgspec.Struct, frozen=True):
     scheduled: bool = False
 
 
+class About(msgspec.Struct, frozen=True):
+    """What the control plane knows a service by. No host acts on it: it comes back when the metadata was lost."""
+
+    organization: str
+    service: str
+    wish: dict[str, Any]
+
+
 class NodeSpec(msgspec.Struct, frozen=True):
     """All that a host needs to know about one node.
 
@@ -160,6 +168,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
     cpus: int = 0
     repository: Repository | None = None
     jobs: list[Job] = []
+    about: About | None = None
 
 
 class JobStatus(msgspec.Struct, frozen=True):
@@ -250,6 +259,29 @@ class NodeStatus(msgspec.Struct, frozen=True):
     observed_at: str = ""
     repository: RepositoryStatus | None = None
     jobs: list[JobStatus] = []
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """The secrets of a node that only its host still has."""
+
+    verifier: str = msgspec.field(default="")
+    tls_key: str = msgspec.field(default="")
+    cipher: str = msgspec.field(default="")
+
+    def __repr__(self) -> str:
+        return "Recovered(...)"
+
+
+class UnknownNode(msgspec.Struct, frozen=True):
+    """A node that the host has and the metadata does not know, as after it was restored from an older copy.
+
+    `spec` is the last one of it, its secrets sealed for the host; `secrets` is a `Recovered` as JSON, sealed for the
+    control plane.
+    """
+
+    spec: NodeSpec
+    secrets: str
+    status: NodeStatus | None = None
 
 
 class HostFacts(msgspec.Struct, frozen=True):

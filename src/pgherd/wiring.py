@@ -20,6 +20,7 @@ from pgherd.api.operations import Ends, Operations
 from pgherd.api.platform import Platform
 from pgherd.api.pools import Pools
 from pgherd.api.services import Services
+from pgherd.api.unknown_nodes import UnknownNodes
 from pgherd.contract.document import load_hosted, load_platform
 from pgherd.reconcilers.rounds import Rounds
 from pgherd.settings import Settings, refuse_open_http
@@ -78,6 +79,7 @@ def build_api(settings: Settings) -> Application:
         **audit.handlers(),
         **catalog.handlers(),
         **platform.handlers(),
+        **UnknownNodes(app, reads, ends).handlers(),
     }
     return Application(
         [hosted, load_platform()],

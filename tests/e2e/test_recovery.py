@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
-from tests.contract.processes import metadata
-from tests.plugins.instance import Instance, running_instance
+from tests.contract.processes import metadata, stopped
+from tests.plugins.instance import Instance, running_instance, until
 
 PASSPHRASE = "a passphrase of tests"
 
@@ -76,3 +79,109 @@ def test_imported_keys_open_what_they_sealed(own: Instance, tmp_path: Path) -> N
     own.up()
     assert own.client().list_dbaas_services() == {"dbaas-services": []}
     assert metadata(own, "select count(*) from organization") == "1"
+
+
+def swap_metadata(instance: Instance, copy: Path) -> None:
+    """Let the metadata be what it was when the copy was made."""
+    data = instance.home / "metadata/data"
+    with stopped(instance, "metadata"):
+        data.rename(data.with_name("newer"))
+        subprocess.run(["cp", "-a", str(copy), str(data)], check=True)
+        shutil.rmtree(data.with_name("newer"))
+
+
+def unknown(instance: Instance) -> dict[str, dict[str, Any]]:
+    """Nodes that hosts report and the metadata does not know, by the name of their service."""
+    hosts = instance.call("GET", "/pgherd/v1/host").json()["hosts"]
+    return {node["service"]: node for host in hosts for node in host["unknown-nodes"]}
+
+
+def state_of(instance: Instance, name: str) -> tuple[str, str]:
+    service = instance.client().get_dbaas_service_pg(name=name)
+    return service["state"], service["node-states"][0].get("reason", "")
+
+
+@pytest.mark.timeout(300)
+def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance, tmp_path: Path) -> None:
+    """Row C3: services made and deleted since the copy, and one that was changed."""
+    client = own.client()
+    for name in ("kept", "deleted"):
+        own.create(name)
+        own.sql(name, "create table t as select 1 as a")
+    copy = tmp_path / "metadata"
+    with stopped(own, "metadata"):
+        subprocess.run(["cp", "-a", str(own.home / "metadata/data"), str(copy)], check=True)
+    until(lambda: own.call("GET", "/pgherd/v1/host").status_code == 200, 20, "the API answers again")
+
+    for _ in range(3):
+        own.finished(client.update_dbaas_service_pg(name="kept", pg_settings={"jit": False}))
+    for name in ("born", "unwanted"):
+        own.create(name, pg_settings={"log_min_duration_statement": 1234})
+    own.sql("born", "create table t as select 42 as a")
+    own.finished(client.create_dbaas_postgres_user(service_name="born", username="reader"))
+    pool = {"name": "p", "database-name": "defaultdb", "mode": "session", "size": 2, "username": "reader"}
+    own.finished(own.call("POST", "/v2/dbaas-postgres/born/connection-pool", pool).json())
+    before = client.get_dbaas_service_pg(name="born")
+    dsn, password = own.dsn("born"), client.reveal_dbaas_postgres_user_password(service_name="born", username="reader")
+    own.delete("deleted")
+
+    with psycopg.connect(dsn) as session:
+        swap_metadata(own, copy)
+        until(lambda: own.call("GET", "/pgherd/v1/host").status_code == 200, 20, "the API answers again")
+        found = until(lambda: set(unknown(own)) == {"born", "unwanted"} and unknown(own), 30, "the host reports both")
+        assert session.execute("select a from t").fetchone() == (42,)
+        names = {service["name"] for service in client.list_dbaas_services()["dbaas-services"]}
+        assert names == {"kept", "deleted"}
+        assert findings(own, "nodes") == ["warning"]
+
+        # What was deleted since does not come back as an empty cluster; it can be deleted again.
+        until(lambda: "was deleted" in state_of(own, "deleted")[1], 30, "GET says what became of it")
+        assert state_of(own, "deleted")[0] == "rebuilding"
+        directories = own.node_directories()
+        assert len(directories) == 3
+        own.delete("deleted")
+        assert own.node_directories() == directories
+
+        # The host goes on above what it has seen, with what the metadata says.
+        until(lambda: own.sql("kept", "show jit") == [("on",)], 30, "the older wish is in force")
+        assert own.sql("kept", "select a from t") == [(1,)]
+        done = own.finished(client.update_dbaas_service_pg(name="kept", pg_settings={"jit": False}))
+        assert done["state"] == "success" and own.sql("kept", "show jit") == [("off",)]
+
+        listed = own.run("host", "list").stdout
+        assert "born" in listed and found["born"]["id"] in listed
+        taken = own.run("host", "adopt", found["born"]["id"], "--name", "kept", check=False)
+        assert taken.returncode == 4 and "already taken" in taken.stderr
+        own.run("host", "adopt", found["born"]["id"])
+        assert session.execute("select a from t").fetchone() == (42,), "the session was not cut"
+
+    after = client.get_dbaas_service_pg(name="born")
+    same = (
+        "plan",
+        "version",
+        "uri",
+        "pg-settings",
+        "databases",
+        "users",
+        "ip-filter",
+        "maintenance",
+        "backup-schedule",
+    )
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+    assert [p["name"] for p in after["connection-pools"]] == ["p"] and after["state"] == "running"
+    assert after["termination-protection"] is True
+    with psycopg.connect(dsn) as session, psycopg.connect(own.dsn("kept")):
+        assert session.execute("select a from t").fetchone() == (42,)
+    params = after["uri-params"] | {"user": "reader", "password": password["password"]}
+    with psycopg.connect(psycopg.conninfo.make_conninfo(**params | {"port": int(params["port"]) + 1, "dbname": "p"})):
+        pass
+    hidden = own.call("GET", "/v2/dbaas-postgres/born/user/avnadmin/password/reveal")
+    assert hidden.status_code == 404 and "not known here" in hidden.text
+    reset = client.reset_dbaas_postgres_user_password(service_name="born", username="avnadmin")
+    assert own.finished(reset)["state"] == "success" and own.sql("born", "select a from t") == [(42,)]
+
+    own.run("host", "forget", found["unwanted"]["id"], "--yes")
+    until(lambda: not unknown(own), 30, "the forgotten node is gone")
+    assert len(own.node_directories()) == 2
+    again = own.call("DELETE", f"/pgherd/v1/host/local/node/{found['unwanted']['id']}")
+    assert again.status_code == 404

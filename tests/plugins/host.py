@@ -31,7 +31,7 @@ from pgherd.agent.link import Bell
 from pgherd.drivers import os_users, postgres
 from pgherd.drivers.postgres import Cluster
 from pgherd.settings import Settings
-from pgherd.spec import Admin, HostFacts, Memory, NodeSpec, NodeStatus, Tls
+from pgherd.spec import Admin, HostFacts, Memory, NodeSpec, NodeStatus, Tls, UnknownNode
 
 PASSWORD = "opens-sesame"
 #: What nodes run when a test names nothing else; with another one the same tests show that it is as good.
@@ -47,6 +47,7 @@ class MemoryLink:
         self.statuses: dict[str, NodeStatus] = {}
         self.facts: HostFacts | None = None
         self.history: list[NodeStatus] = []
+        self.recovery, self.unknown_nodes = sealing.new_host_key(), dict[str, UnknownNode]()
         self._bell, self._changed = Bell(), False
 
     def register(self, public_key: str, facts: HostFacts) -> None:
@@ -60,6 +61,12 @@ class MemoryLink:
         self.history.append(status)
         if status.state == "absent":
             self.wished.pop(status.node_id, None)
+
+    def recovery_key(self) -> str:
+        return sealing.public_key(self.recovery)
+
+    def unknown(self, nodes: list[UnknownNode], present: list[str]) -> None:
+        self.unknown_nodes = {node.spec.node_id: node for node in nodes}
 
     def wait(self, timeout: float) -> bool:
         self._bell.wait(timeout)

@@ -56,7 +56,9 @@ class Store:
         facts["extensions"] = {"15": {"hstore": "1.8", "vector": ""}}
         host = {"id": ORGANIZATION, "name": "local", "login": "host_local", "public_key": "k", "seen_at": BORN}
         new = {"id": ORGANIZATION, "name": "b", "facts": None, "seen_at": None, "services": 0, "memory_promised": 0}
-        return [host | {"facts": facts, "services": 3, "memory_promised": 7}, new]
+        lost = {"id": ORGANIZATION, "report": {"spec": 1}, "seen_at": BORN, "doomed": False}
+        host |= {"facts": facts, "services": 3, "memory_promised": 7, "unknown": [lost]}
+        return [host, new | {"unknown": []}]
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def store() -> Store:
 
 @pytest.fixture
 def app(store: Store) -> Application:
-    handlers = Platform(Settings(), store).handlers() | {"list-events": echo}
+    handlers = Platform(Settings(), store).handlers() | {"list-events": echo, "adopt-node": echo, "forget-node": echo}
     return Application([OWN], handlers, KnownKeys(ADMIN, READER, OPERATOR))
 
 
@@ -133,7 +135,8 @@ def test_nothing_secret_and_no_null_in_answers(app: Application) -> None:
     assert revoked["revoked-at"] == "2026-01-02T03:04:05Z"
     local, new = ask(app, OPERATOR, "list-hosts").json["hosts"]
     assert (local["memory"], local["versions"], local["services"]) == (1 << 30, {"15": "15.18"}, 3)
-    assert set(new) == {"id", "name", "services", "memory-promised"}
+    assert set(new) == {"id", "name", "services", "memory-promised", "unknown-nodes"}
+    assert local["unknown-nodes"] == [{"id": str(ORGANIZATION), "seen-at": "2026-01-02T03:04:05Z", "state": "unknown"}]
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a-", "1a", "a" * 64, "a/b"])

@@ -21,10 +21,11 @@ import msgspec
 from pgherd import failpoints, sealing
 from pgherd.agent import report, warm
 from pgherd.agent.backups import Care, Tending
-from pgherd.agent.converge import Broken, Convergence, Host, Refused, door, service_name, status_of, write_private
+from pgherd.agent.converge import Broken, Convergence, Gone, Host, Refused, door, service_name, status_of, write_private
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.link import Link, PostgresLink
 from pgherd.agent.repositories import Repositories
+from pgherd.agent.unknown import Deleted, Unknown
 from pgherd.drivers import pgbackrest, pgbouncer, postgres
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
@@ -96,7 +97,9 @@ class Agent:
             Firewall(self.home.root, [settings.port_range, (settings.listen_address[1],) * 2]), Limits(self.home.root),
             Repositories(self.home, pgbackrest.program(settings.pgbackrest), private_key),
             Jobs(self.home, self.supervisor, max(1, cores // 2)),
+            Deleted(self.home.agent / "deleted"),
         )  # fmt: skip
+        self.unknown = Unknown(self.host.private_key)
         self.nodes: dict[str, Node] = {}
         self._unsent: dict[str, NodeStatus] = {}
         self._lock = threading.Lock()
@@ -111,6 +114,7 @@ class Agent:
     def run(self) -> None:
         """Work until `stop`."""
         self.slots.clean()
+        self.host.deleted.forget_old()
         self._load()
         self.host.firewall.begin(self._doors())
         self.supervisor.ensure_scanner()
@@ -145,18 +149,21 @@ class Agent:
         return max(0.0, min(soonest - time.monotonic(), 1.0))
 
     def _exchange(self) -> None:
-        now = time.monotonic()
+        now, asked = time.monotonic(), self._ask_at == 0.0
+        if now >= self._ask_at:
+            specs = self.link.specs()
+            # First: a node that was forgotten there and is gone here must not be taken for one that is to go.
+            self.unknown.tell(self.link, self.nodes, {spec.node_id for spec in specs})
+            for spec in specs:
+                self._accept(spec)
+            self._ask_at = now + _ASK_EVERY
         if now >= self._facts_at:
             facts = report.facts(self.programs, {n.spec.port for n in self.nodes.values()})
-            if facts != self._facts or self._ask_at == 0.0:
+            if facts != self._facts or asked:
                 self.link.register(sealing.public_key(self.host.private_key), facts)
                 self._facts = facts
             self._facts_at = now + _FACTS_EVERY
         self._send()
-        if now >= self._ask_at:
-            for spec in self.link.specs():
-                self._accept(spec)
-            self._ask_at = now + _ASK_EVERY
 
     def _send(self) -> None:
         with self._lock:
@@ -321,8 +328,10 @@ class Agent:
             except (PgherdError, OSError):
                 pass
         message = str(error.message if isinstance(error, Broken) else report.describe(error, self.home.root))
+        # What was deleted here is known to the metadata by a generation that this agent never saw.
+        generation = spec.generation if isinstance(error, Gone) else node.converged
         status = msgspec.structs.replace(
-            old, generation=node.converged, state=state, step=convergence.step if convergence else "",
+            old, generation=generation, state=state, step=convergence.step if convergence else "",
             reason=report.clean(message, self.home.root), observed_at=report.now(),
             refused=spec.generation if isinstance(error, Broken | Refused | Unsupported) else 0,
         )  # fmt: skip

@@ -24,6 +24,7 @@ from pgherd.agent import backups, pooling, report, tasks, warm
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.pooling import Pooling
 from pgherd.agent.repositories import Repositories
+from pgherd.agent.unknown import Deleted
 from pgherd.drivers import config_files, extensions, hba, limits, pgbouncer, postgres, postgres_settings
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
@@ -61,6 +62,7 @@ class Host:
     limits: Limits
     repositories: Repositories
     jobs: Jobs
+    deleted: Deleted
 
 
 class Record(msgspec.Struct):
@@ -78,6 +80,10 @@ class Broken(HostFault):
 
 class Refused(HostFault):
     """PostgreSQL would not start with the wished configuration, so it was not installed."""
+
+
+class Gone(Refused):
+    """The node was deleted on this host: an empty one in its place would pass for it."""
 
 
 @dataclass
@@ -129,6 +135,7 @@ class Convergence:
     def _remove(self) -> None:
         pool = pooling.service_name(self.spec.node_id)
         self._do("jobs", lambda: self.host.jobs.end_others(self.spec.node_id))
+        self.host.deleted.note(self.spec.node_id)
         self._do("pools", lambda: self.host.supervisor.remove(pool, gently=False))
         self._do("stop", lambda: self.host.supervisor.remove(self.service, gently=False))
         self._do("repository", self._remove_repository)
@@ -165,6 +172,10 @@ class Convergence:
         return program
 
     def _ensure_directory(self) -> None:
+        if self.host.deleted.holds(self.spec.node_id) and not self.directory.exists():
+            raise Gone(
+                "The service was deleted and its data with it; what still knows it is an older copy of the metadata."
+            )
         self.host.slots.ensure(self._program(), self.directory)
 
     def _ensure_door(self) -> None:

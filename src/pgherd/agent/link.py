@@ -1,4 +1,4 @@
-"""The agent's way to the control plane: three functions of the schema `host_api`, and one notification.
+"""The agent's way to the control plane: the functions of the schema `host_api`, and one notification.
 
 One connection, used by the agent's main thread alone; `wake` may be called by any thread.
 """
@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 
 from pgherd.errors import Unavailable
-from pgherd.spec import HostFacts, NodeSpec, NodeStatus
+from pgherd.spec import HostFacts, NodeSpec, NodeStatus, UnknownNode
 
 _CHANNEL = "pgherd_host"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect
@@ -32,6 +32,12 @@ class Link(Protocol):
 
     def report(self, status: NodeStatus) -> None:
         """Say what was observed of a node."""
+
+    def recovery_key(self) -> str:
+        """The public key that secrets of unknown nodes are sealed with; empty: there is none."""
+
+    def unknown(self, nodes: list[UnknownNode], present: list[str]) -> None:
+        """Say which nodes are here that the control plane does not know; `present`: ids of all that are here."""
 
     def wait(self, timeout: float) -> bool:
         """Wait for `wake` or a notification, `timeout` seconds at most; True when specs may have changed."""
@@ -85,6 +91,16 @@ class PostgresLink:
     def report(self, status: NodeStatus) -> None:
         """See Link."""
         self._call("SELECT host_api.report(%s::jsonb)", msgspec.json.encode(status).decode())
+
+    def recovery_key(self) -> str:
+        """See Link."""
+        rows = self._call("SELECT host_api.recovery_key()")
+        return str(rows[0][0] or "")
+
+    def unknown(self, nodes: list[UnknownNode], present: list[str]) -> None:
+        """See Link."""
+        texts = msgspec.json.encode(nodes).decode(), msgspec.json.encode(present).decode()
+        self._call("SELECT host_api.unknown(%s::jsonb, %s::jsonb)", *texts)
 
     def wake(self) -> None:
         """See Link."""

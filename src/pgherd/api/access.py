@@ -73,8 +73,8 @@ class Access:
         known = [msgspec.json.decode(self._vault.open(sealed), type=Password) for sealed in row["given"]]
         if username == msgspec.convert(row["wish"], Wish).admin:
             first = msgspec.json.decode(self._vault.open(row["secrets"]), type=Secrets)
-            known.append(Password(first.password, first.verifier))
-            if not row["status"] or not row["status"].get("users"):
+            known += [Password(first.password, first.verifier)] if first.password else []
+            if first.password and (not row["status"] or not row["status"].get("users")):
                 return {"username": username, "password": first.password}
         roles = msgspec.convert(row["status"], NodeStatus).users if row["status"] else []
         role = next((role for role in roles if role.name == username), None)

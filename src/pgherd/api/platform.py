@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Protocol
 
+from pgherd.api import unknown_nodes
 from pgherd.api.request import Handler, Request
 from pgherd.api.roles import check_administrator
 from pgherd.contract.document import platform_document
@@ -40,7 +41,7 @@ class PlatformStore(Protocol):
         """Raises NotFound when there is no such valid key (of this organization)."""
 
     async def hosts(self) -> Sequence[Row]:
-        """id, name, facts, seen_at, services, memory_promised of each."""
+        """id, name, facts, seen_at, services, memory_promised, unknown (nodes) of each."""
 
 
 class Platform:
@@ -141,4 +142,5 @@ def _host(row: Row) -> dict[str, Any]:
     facts = row["facts"] or {}
     known = {"memory_bytes": "memory", "cores": "cores", "versions": "versions", "extensions": "extensions"}
     shown = _shown({name: row[name] for name in ("id", "name", "seen_at", "services", "memory_promised")})
-    return shown | {ours: facts[name] for name, ours in known.items() if name in facts}
+    shown |= {ours: facts[name] for name, ours in known.items() if name in facts}
+    return shown | {"unknown-nodes": [unknown_nodes.shown(node) for node in row["unknown"]]}

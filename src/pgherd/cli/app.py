@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pgherd.cli import access, instance, operation, platform, screen, service, terraform_front
+from pgherd.cli import access, host, instance, operation, platform, screen, service, terraform_front
 from pgherd.cli.extensions import list_extensions
 from pgherd.cli.help_text import Grouped
 from pgherd.cli.outcome import CliError, Exit
@@ -38,7 +38,7 @@ def build() -> typer.Typer:
     keys = "Organizations and access"
     app.add_typer(platform.org, name="org", rich_help_panel=keys)
     app.add_typer(platform.key, name="key", rich_help_panel=keys)
-    app.add_typer(platform.host, name="host", rich_help_panel=keys)
+    app.add_typer(host.app, name="host", rich_help_panel=keys)
     app.command("events", rich_help_panel=keys)(platform.events)
     app.command("terraform-front", rich_help_panel="Other clients")(terraform_front.run)
     instance.register(app)

@@ -1,4 +1,4 @@
-"""`pgherd org`, `pgherd key`, `pgherd host`, `pgherd events`: who may use the platform, who did, where it runs."""
+"""`pgherd org`, `pgherd key`, `pgherd events`: who may use the platform, and who did."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import typer
 
 from pgherd.cli import screen
 from pgherd.cli.client import connect
-from pgherd.cli.describe import age, size
+from pgherd.cli.describe import age
 from pgherd.cli.outcome import CliError, Exit
 from pgherd.cli.screen import Form
 
 org = typer.Typer(no_args_is_help=True, help="Organizations: each has its own services, keys and CA.")
 key = typer.Typer(no_args_is_help=True, help="API keys of organizations.")
-host = typer.Typer(no_args_is_help=True, help="Hosts that services run on.")
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -29,11 +28,6 @@ def org_group(form: Form = None) -> None:
 @key.callback()
 def key_group(form: Form = None) -> None:
     """API keys of organizations."""
-
-
-@host.callback()
-def host_group(form: Form = None) -> None:
-    """Hosts that services run on."""
 
 
 @org.command("create")
@@ -61,9 +55,9 @@ def delete_org(
     form: Form = None,
 ) -> None:
     """Delete an organization that has no services any more, with its keys."""
-    _ask(confirmed, f"Delete organization {name} with its keys?")
+    ask(confirmed, f"Delete organization {name} with its keys?")
     answer = connect().own("DELETE", "organization", name)
-    _done(answer, f"Organization {name} is deleted.")
+    done(answer, f"Organization {name} is deleted.")
 
 
 @key.command("create")
@@ -108,31 +102,11 @@ def revoke_key(
     """Revoke an API key: from now on it is refused."""
     api = connect()
     own = ident == api.credentials.key
-    _ask(confirmed, f"Revoke {ident}{', the key that you use now' if own else ''}?")
+    ask(confirmed, f"Revoke {ident}{', the key that you use now' if own else ''}?")
     answer = api.own("DELETE", "api-key", ident)
     local = own and api.credentials.origin.startswith("/")
     more = " It was this command line's own; `make up` makes another." if local else ""
-    _done(answer, f"{ident} is revoked.{more}")
-
-
-@host.command("list")
-def list_hosts(form: Form = None) -> None:
-    """List the hosts of the zone."""
-    found = connect().own("GET", "host")["hosts"]
-    rows = [
-        (
-            one["name"],
-            one["services"],
-            one.get("cores", ""),
-            _size(one, "memory"),
-            _size(one, "memory-promised"),
-            ", ".join((one.get("versions") or {}).values()),
-            age(one.get("seen-at"), datetime.now(UTC)),
-        )
-        for one in found
-    ]
-    headers = ("NAME", "SERVICES", "CORES", "MEMORY", "PROMISED", "POSTGRESQL", "SEEN")
-    screen.show_rows(found, headers, rows)
+    done(answer, f"{ident} is revoked.{more}")
 
 
 def events(
@@ -149,10 +123,6 @@ def events(
     screen.show_rows(found, headers, rows, "Nothing has been changed or revealed yet.")
 
 
-def _size(thing: dict[str, Any], field: str) -> str:
-    return size(thing[field]) if field in thing else ""
-
-
 def _age(thing: dict[str, Any]) -> str:
     return age(thing.get("created-at"), datetime.now(UTC))
 
@@ -161,7 +131,8 @@ def _validity(one: dict[str, Any]) -> str:
     return "revoked" if one.get("revoked-at") else "valid"
 
 
-def _ask(confirmed: bool, question: str) -> None:
+def ask(confirmed: bool, question: str) -> None:
+    """Ask unless it was confirmed already. Raises CliError when there is nobody to ask, Abort at a no."""
     if confirmed:
         return
     if not sys.stdin.isatty():
@@ -169,7 +140,8 @@ def _ask(confirmed: bool, question: str) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
-def _done(answer: Any, text: str) -> None:
+def done(answer: Any, text: str) -> None:
+    """Print the answer as JSON, or the text for a person."""
     if screen.as_json():
         screen.print_json(answer)
     else:

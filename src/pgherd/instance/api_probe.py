@@ -6,11 +6,15 @@ import http.client
 import json
 import socket
 import ssl
+from typing import TYPE_CHECKING
 
 from pgherd.drivers.supervisor import Supervisor
 from pgherd.errors import Incorrect
 from pgherd.instance.poll import until_ready
 from pgherd.settings import Settings
+
+if TYPE_CHECKING:
+    import requests
 
 _PATIENCE = 30.0
 
@@ -44,19 +48,33 @@ def api_answers(settings: Settings) -> bool:
 
 def key_works(settings: Settings, key: str, secret: str) -> bool:
     """Whether the API takes a request that is signed with this key; True as well when it does not answer at all."""
+    answer = _get(settings, "/v2/dbaas-service-type", key, secret)
+    return answer is None or answer.status_code != 403
+
+
+def unknown_nodes(settings: Settings, key: str, secret: str) -> int:
+    """How many nodes the hosts report that the metadata does not know; 0 as well when nobody answers that."""
+    answer = _get(settings, "/pgherd/v1/host", key, secret)
+    try:
+        return sum(len(host["unknown-nodes"]) for host in answer.json()["hosts"]) if answer else 0
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _get(settings: Settings, path: str, key: str, secret: str) -> requests.Response | None:
+    """The answer to a signed request to this machine's API; None when there is none."""
     import requests
     from exoscale_auth import ExoscaleV2Auth  # type: ignore[import-untyped]
 
     host, port = _connect_address(settings)
     place = f"[{host}]" if ":" in host else host
-    url = f"{settings.scheme}://{place}:{port}/v2/dbaas-service-type"
     try:
         with requests.Session() as session:
             session.trust_env = False
-            answer = session.get(url, auth=ExoscaleV2Auth(key, secret), timeout=3, verify=False)
-            return answer.status_code != 403
+            url = f"{settings.scheme}://{place}:{port}{path}"
+            return session.get(url, auth=ExoscaleV2Auth(key, secret), timeout=3, verify=False)
     except requests.RequestException:
-        return True
+        return None
 
 
 def ensure_port_free(settings: Settings) -> None:

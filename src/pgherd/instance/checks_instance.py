@@ -14,7 +14,7 @@ from pgherd.errors import PgherdError
 from pgherd.home import Home
 from pgherd.instance import credentials, effective
 from pgherd.instance.accounts import Accounts, ids
-from pgherd.instance.api_probe import api_answers, ensure_port_free, key_works
+from pgherd.instance.api_probe import api_answers, ensure_port_free, key_works, unknown_nodes
 from pgherd.instance.boot_unit import installed
 from pgherd.instance.findings import Finding
 from pgherd.instance.keys import mark_of
@@ -114,6 +114,9 @@ def files(settings: Settings, home: Home, who: Accounts) -> Iterator[Finding]:
             if not key_works(settings, found["key"], found["secret"]):
                 hint = f"Remove {home.credentials} and run `make up`: it makes a new key."
                 yield Finding("broken", "credentials", "the API refuses the key in them", hint)
+            elif unknown := unknown_nodes(settings, found["key"], found["secret"]):
+                hint = "See `pgherd host list`, then `pgherd host adopt` or `pgherd host forget` each."
+                yield Finding("warning", "nodes", f"{unknown} run that the metadata does not know", hint)
         except PgherdError as error:
             yield Finding("broken", "credentials", str(error), "The message says how.")
 

@@ -28,6 +28,7 @@ def bootstrap(settings: Settings, argv: list[str]) -> int:
     url = database_url(settings)
     migrate.migrate(url)
     migrate.grant_host(url, bootstrap.host_login(settings.host))
+    bootstrap.ensure_recovery_key(settings)
     pair = bootstrap.ensure_operator(settings)
     if pair is None and chosen.new_key:
         pair = _another_key(settings)

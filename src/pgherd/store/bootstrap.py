@@ -1,9 +1,10 @@
-"""The first rows of a new instance: this host, the organization `default` and the operator's key."""
+"""The first rows of a new instance: this host, the organization `default`, the operator's key, the key for recovery."""
 
 from __future__ import annotations
 
 import re
 
+from pgherd.sealing import new_host_key, public_key
 from pgherd.settings import Settings
 from pgherd.store.db import Db, database_url
 from pgherd.store.platform import Organizations
@@ -30,6 +31,18 @@ def ensure_operator(settings: Settings) -> tuple[str, str] | None:
             organizations.create("default")
         keys = [k for k in organizations.keys("default") if k["role"] == "operator" and k["revoked_at"] is None]
         return None if keys else organizations.create_key("default", "operator", "operator")
+    finally:
+        db.close()
+
+
+def ensure_recovery_key(settings: Settings) -> None:
+    """Make the key that hosts seal for, see `spec.UnknownNode`, where there is none."""
+    db, vault = Db(database_url(settings), 1), Vault(key_file(settings))
+    try:
+        with db.transaction() as tx:
+            if tx.row("recovery_key") is None:
+                private = new_host_key()
+                tx.run("insert_recovery_key", public_key=public_key(private), private_key=vault.seal(private))
     finally:
         db.close()
 

@@ -99,9 +99,10 @@ class Organizations:
             tx.run("notify_keys")
 
     def hosts(self) -> list[DictRow]:
-        """The hosts of the zone with what they said of themselves."""
+        """The hosts of the zone with what they said of themselves and the nodes there that are not known here."""
         with self._db.transaction() as tx:
-            return tx.rows("hosts")
+            unknown = tx.rows("unknown_nodes")
+            return [h | {"unknown": [n for n in unknown if n["host"] == h["name"]]} for h in tx.rows("hosts")]
 
 
 class PlatformStore:

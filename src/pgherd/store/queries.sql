@@ -57,6 +57,39 @@ select id, name, login, public_key, facts, seen_at,
          where s.cleared_at is null and exists (select 1 from node n where n.service_id = s.id and n.host_id = host.id)) as memory_promised
   from host order by name;
 
+-- recovery_key --
+select public_key, private_key from recovery_key;
+
+-- insert_recovery_key --
+insert into recovery_key (public_key, private_key) values (%(public_key)s, %(private_key)s) on conflict do nothing;
+
+-- unknown_nodes --
+select h.name as host, u.node_id as id, u.report, u.seen_at, u.doomed
+  from unknown_node u join host h on h.id = u.host_id order by h.name, u.report #>> '{spec,node_name}', u.node_id;
+
+-- unknown_node --
+select u.host_id, u.node_id, u.report
+  from unknown_node u join host h on h.id = u.host_id
+ where h.name = %(host)s and u.node_id = %(node)s and not u.doomed for update of u;
+
+-- doom_unknown_node --
+update unknown_node u set doomed = true from host h
+ where h.id = u.host_id and h.name = %(host)s and u.node_id = %(node)s
+returning pg_notify('pgherd_host', h.name);
+
+-- forget_unknown_node --
+delete from unknown_node where host_id = %(host_id)s and node_id = %(node)s;
+
+-- port_block_of_others --
+select service_id from port_block where first_port = %(first_port)s and released_at is null and service_id <> %(service_id)s;
+
+-- insert_adopted_node --
+insert into node (id, service_id, host_id, name, generation, restart)
+values (%(id)s, %(service_id)s, %(host_id)s, %(name)s, %(generation)s, %(restart)s);
+
+-- settle --
+update service set settled = wish, certificate = %(certificate)s where id = %(id)s;
+
 -- lock_hosts --
 select 1 from host order by name for no key update;
 
@@ -77,6 +110,7 @@ select p as first_port
                     and (b.released_at is null or b.released_at > now() - make_interval(secs => %(rest)s)))
    and not exists (select 1 from host h, jsonb_array_elements_text(h.facts -> 'listeners') l
                     where l::integer between p and p + 3)
+   and not exists (select 1 from unknown_node u where u.port between p and p + 3)
  order by random() limit 1;
 
 -- free_port_blocks --

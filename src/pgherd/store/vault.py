@@ -191,5 +191,6 @@ _COLUMNS = (
     ("api_key", "secret", "key"),
     ("service", "secrets", "id"),
     ("operation", "secret", "id"),
+    ("recovery_key", "private_key", "id"),
     ("user_secret", "secret", "ctid"),  # rows that are locked stay where they are
 )

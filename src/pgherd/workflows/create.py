@@ -47,7 +47,7 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
             organization_id=caller.organization_id,
             name=name,
             wish=Jsonb(msgspec.to_builtins(wish)),
-            first_port=_take_ports(app, tx, service),
+            first_port=take_ports(app, tx, service),
             memory_bytes=memory_bytes,
             secrets=app.vault.seal(msgspec.json.encode(known)),
         )
@@ -64,7 +64,7 @@ def carry_out(run: Run) -> None:
     run.step("settle parameters", restart_where_pending)
 
 
-def _take_ports(app: App, tx: Transaction, service: UUID) -> int:
+def take_ports(app: App, tx: Transaction, service: UUID) -> int:
     """A free block of four ports. The hosts are locked, so no other create draws meanwhile."""
     first, last = app.settings.port_range
     rest = app.settings.port_rest_seconds

@@ -20,7 +20,7 @@ from pgherd.model.pool import parameters
 from pgherd.model.service import Secrets, Wish
 from pgherd.sealing import seal
 from pgherd.settings import Settings
-from pgherd.spec import Admin, NodeSpec, Pool, Tls
+from pgherd.spec import About, Admin, NodeSpec, Pool, Tls
 from pgherd.store.db import Transaction
 from pgherd.workflows.run import Run
 
@@ -77,11 +77,13 @@ def ensure_specs(run: Run) -> None:
     """Every node's host is told what the service shall be; a spec that says so already is left alone."""
     with run.transaction() as tx:
         row = service_row(tx, run)
+        organization = tx.row("organization_by_id", id=run.organization)
+        assert organization is not None
         wish, known, pools = wish_of(row), secrets_of(run, row), pools_of(tx, run.service)
         changed = False
         for node in tx.rows("nodes", service_id=run.service):
             sealed = _sealed(tx, node, row["certificate"], known)
-            spec = msgspec.to_builtins(_spec(run, row, wish, pools, node, sealed))
+            spec = msgspec.to_builtins(_spec(run, row, wish, pools, node, sealed, organization["name"]))
             del spec["generation"]
             if spec != node["spec"]:
                 tx.run("write_spec", id=node["id"], spec=Jsonb(spec))
@@ -106,7 +108,9 @@ def _sealed(tx: Transaction, node: DictRow, certificate: str, known: Secrets) ->
     return found
 
 
-def _spec(run: Run, row: DictRow, wish: Wish, pools: list[Pool], node: DictRow, sealed: dict[str, str]) -> NodeSpec:
+def _spec(
+    run: Run, row: DictRow, wish: Wish, pools: list[Pool], node: DictRow, sealed: dict[str, str], organization: str
+) -> NodeSpec:
     plan = PLANS[wish.plan]
     settings = run.app.settings
     return NodeSpec(
@@ -136,6 +140,7 @@ def _spec(run: Run, row: DictRow, wish: Wish, pools: list[Pool], node: DictRow, 
         restart=node["restart"],
         pools=pools,
         pooler=parameters(wish.pgbouncer_settings),
+        about=About(organization, row["name"], msgspec.to_builtins(wish)),
     )
 
 

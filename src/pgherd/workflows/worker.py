@@ -27,7 +27,7 @@ from psycopg.rows import DictRow, dict_row
 
 from pgherd.errors import Unavailable
 from pgherd.store.db import RECONNECT, Transaction
-from pgherd.workflows import access, create, delete, pools, update
+from pgherd.workflows import access, adopt, create, delete, pools, update
 from pgherd.workflows.app import App
 from pgherd.workflows.run import GiveBack, Run, Superseded, carry_out
 
@@ -39,6 +39,7 @@ WORKS: dict[str, Callable[[Run], None]] = {
     "delete": delete.carry_out,
     "access": access.carry_out,
     "pools": pools.carry_out,
+    "adopt": adopt.carry_out,
 }
 
 HEARTBEAT = 5.0  # seconds between a worker's signs of life
