@@ -18,6 +18,7 @@ from pgherd.home import Home
 from pgherd.instance.accounts import accounts, ids
 from pgherd.instance.findings import Finding
 from pgherd.instance.programs import postgres_directories, postgres_directory
+from pgherd.model import minors
 from pgherd.settings import Settings
 
 _INSTALL = "Run `sudo sh install/debian.sh` in the checkout, or `make up` as root."
@@ -80,7 +81,30 @@ def programs(settings: Settings) -> Iterator[Finding]:
         else:
             shown = _output(str(found / "postgres"), "--version")
             note = " (default for new services)" if found == directory else ""
-            yield Finding("ok", f"postgresql {major}", shown.strip() + note)
+            yield _patched(major, found, shown.strip() + note)
+
+
+def _patched(major: str, directory: Path, seen: str) -> Finding:
+    """Whether a PostgreSQL has all security fixes that are known here (docs/decisions/0008)."""
+    what, version = f"postgresql {major}", re.search(r"\d+\.\d+", seen)
+    lacks = minors.lacking(version[0]) if version else []
+    if not lacks:
+        return Finding("ok", what, seen)
+    if lacks == ["all"]:
+        return Finding(
+            "warning", what, f"{seen}: gets no security fixes any more", "Upgrade its services to a newer major."
+        )
+    fixes = "; ".join(f"{month}: {minors.WHY[month]}" for month in lacks)
+    newest, package = minors.newest(int(major)), directory.is_relative_to("/usr/lib/postgresql")
+    if version and version[0] == newest:
+        todo = f"No {major} that has them is known here; look for one after {newest}."
+    elif package:
+        todo = f"Have {newest} or newer: apt-get update && apt-get install --only-upgrade postgresql-{major}"
+    else:
+        todo = f"Have {newest} or newer: delete the directory of the major, then sh install/postgresql.sh {major}"
+    if version and version[0] != newest:
+        todo += "; then `pgherd restart`. Services take it at their next restart."
+    return Finding("warning", what, f"{seen}: lacks the security fixes of {fixes}", todo)
 
 
 def pooler(settings: Settings) -> Iterator[Finding]:
