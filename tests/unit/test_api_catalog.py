@@ -54,8 +54,16 @@ def test_type_pg() -> None:
     assert hobbyist["backup-config"] == {"interval": 24, "max-count": 1, "recovery-mode": "pitr"}
 
 
-def test_default_version_is_one_that_is_offered() -> None:
-    assert call(app(["17", "9"]), "GET", "/v2/dbaas-service-type/pg", key=READER).json["default-version"] == "17"
+def test_versions_are_those_that_a_request_may_name() -> None:
+    """A host may have others than the contract's; and the default of the settings, if no host has it, is none."""
+    got = call(app(["17", "9"]), "GET", "/v2/dbaas-service-type/pg", key=READER).json
+    assert got["available-versions"] == ["17"] and "default-version" not in got
+
+
+def test_plans_that_cannot_be_ordered_say_so() -> None:
+    plans = call(APP, "GET", "/v2/dbaas-service-type/pg", key=READER).json["plans"]
+    assert {plan["authorized"] for plan in plans if plan["node-count"] == 1} == {True}
+    assert {plan["authorized"] for plan in plans if plan["node-count"] > 1} == {False}
 
 
 def test_other_types() -> None:

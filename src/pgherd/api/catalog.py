@@ -21,8 +21,9 @@ _SETTINGS = ("pg", "pgbouncer", "pglookout", "timescaledb")
 class Catalog:
     """The handlers of the catalog. All but the versions, which the hosts report, is computed once."""
 
-    def __init__(self, contract: Contract, zone: str, api_url: str, versions: Versions, default_version: str) -> None:
-        self._versions, self._default = versions, default_version
+    def __init__(self, contract: Contract, zone: str, api_url: str, versions: Versions, default: str) -> None:
+        self._versions, self._default = versions, default
+        self._known = set(contract.schema("dbaas-pg-target-versions")["enum"])  # a host may have others
         self._plans = [_plan(plan, zone) for plan in PLANS.values()]
         zones = [{"name": zone, "api-endpoint": api_url, "sos-endpoint": ""}]
         self._zones = msgspec.json.encode({"zones": zones})
@@ -53,15 +54,13 @@ class Catalog:
         return self._settings
 
     async def _type(self) -> dict[str, Any]:
-        versions = sorted(set(await self._versions()), key=int)
-        default = self._default if self._default in versions or not versions else versions[-1]
+        versions = sorted(set(await self._versions()) & self._known, key=int)
         return {
             "name": "pg",
             "description": "PostgreSQL - Object-Relational Database Management System",
             "available-versions": versions,
-            "default-version": default,
             "plans": self._plans,
-        }
+        } | ({"default-version": self._default} if self._default in versions else {})  # none: a create must name one
 
 
 def _plan(plan: Plan, zone: str) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def _plan(plan: Plan, zone: str) -> dict[str, Any]:
         "node-cpu-count": plan.cpus,
         "node-memory": plan.memory_bytes,
         "disk-space": plan.disk_bytes,
-        "authorized": True,
+        "authorized": plan.offered,  # what the contract has to say that a plan cannot be ordered
         "zones": [zone],
         "backup-config": {
             "interval": plan.backups.interval,

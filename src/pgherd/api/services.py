@@ -71,9 +71,9 @@ def read_change(body: dict[str, Any]) -> Change:
 
 def _check_plan(wanted: str) -> None:
     plan = plan_named(wanted)
-    if plan.nodes > 1:
-        single = ", ".join(name for name, known in PLANS.items() if known.nodes == 1)
-        raise Unsupported(f"plan: {wanted} has {plan.nodes} nodes, which is not available yet; allowed: {single}.")
+    if not plan.offered:
+        others = ", ".join(name for name, known in PLANS.items() if known.offered)
+        raise Unsupported(f"plan: {wanted} has {plan.nodes} nodes, which is not available yet; allowed: {others}.")
 
 
 class Services:

@@ -15,7 +15,7 @@ def services(incomplete: str) -> list[str]:
 
 def plans(incomplete: str) -> list[str]:
     """Names of plans that begin so."""
-    return [plan["name"] for plan in _type("plans") if _begins(plan, incomplete)]
+    return [plan["name"] for plan in _type("plans") if plan.get("authorized", True) and _begins(plan, incomplete)]
 
 
 def versions(incomplete: str) -> list[str]:

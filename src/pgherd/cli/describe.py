@@ -88,6 +88,22 @@ def age(stamp: str | None, now: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} (now)"
 
 
+PLAN_HEADERS = ("PLAN", "NODES", "CPUS", "MEMORY", "DISK", "BACKUPS KEPT", "AVAILABLE")
+
+
+def plan_row(plan: dict[str, Any]) -> tuple[object, ...]:
+    """A plan of the catalog as cells."""
+    return (
+        plan["name"],
+        plan["node-count"],
+        plan["node-cpu-count"],
+        size(plan["node-memory"]),
+        size(plan["disk-space"]),
+        plan["backup-config"]["max-count"],
+        "yes" if plan.get("authorized", True) else "not yet",
+    )
+
+
 def size(count: int) -> str:
     """A number of bytes in GiB or MiB."""
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"

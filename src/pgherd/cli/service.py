@@ -45,7 +45,12 @@ def group(form: Form = None) -> None:
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new service.")],
-    plan: Annotated[str, typer.Option(help="Plan, such as hobbyist-2 or startup-4.", autocompletion=plans)],
+    plan: Annotated[
+        str,
+        typer.Option(
+            help="Plan, such as hobbyist-2 or startup-4; `pgherd service plans` lists them.", autocompletion=plans
+        ),
+    ],
     version: Annotated[str | None, typer.Option(help="PostgreSQL major version.", autocompletion=versions)] = None,
     admin_username: AdminUsername = None,
     admin_password: AdminPassword = None,
@@ -78,6 +83,13 @@ def list_services(form: Form = None) -> None:
     rows = describe.service_rows(found, datetime.now(UTC))
     empty = "There is no service yet. Create one: pgherd service create demo --plan hobbyist-2"
     screen.show_rows(found, describe.SERVICE_HEADERS, rows, empty)
+
+
+@app.command("plans")
+def list_plans(form: Form = None) -> None:
+    """List the plans, with the size of each of their nodes."""
+    found = connect().call("get-dbaas-service-type", "pg")["plans"]
+    screen.show_rows(found, describe.PLAN_HEADERS, [describe.plan_row(plan) for plan in found])
 
 
 @app.command()

@@ -63,7 +63,8 @@ async def _foreground(front: Front, place: Place, host: str, port: int) -> int:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     listen = await _listen(front, host, port)
     with place.announced(listen, front.target.zone, front.target.address[0], front.token):
-        screen.note(_READY.format(zone=front.target.zone, url=front.target.url))
+        for line in _READY.format(zone=front.target.zone, url=front.target.url).splitlines():
+            screen.note(line)
         await ended.wait()
     return 0
 

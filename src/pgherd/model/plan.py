@@ -43,6 +43,11 @@ class Plan:
     backups: Backups
 
     @property
+    def offered(self) -> bool:
+        """Whether services of this plan can be created here as yet: more nodes than one come with high availability."""
+        return self.nodes == 1
+
+    @property
     def memory_bytes(self) -> int:
         """Memory of one node in bytes."""
         return self.memory_gib * GIB
