@@ -16,6 +16,7 @@ from exoscale.api.v2 import Client
 
 from tests.plugins.instance import Instance, until
 
+
 def another_second() -> None:
     """Wait for the next second: what is signed twice within one is one request, and answered as such."""
     now = int(time.time())
