@@ -6,6 +6,9 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+#: Longer than any: a command's first sentence stands as a whole, on more lines than one if need be.
+_WHOLE = 1000
+
 
 class Grouped(TyperGroup):
     """A group whose help lists its commands under the titles that they name as their panel."""
@@ -13,11 +16,10 @@ class Grouped(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one section of commands for each title, in the order of their first command."""
         sections: dict[str, list[tuple[str, str]]] = {}
-        limit = formatter.width - 6 - max((len(name) for name in self.commands), default=0)
         for name, command in sorted(self.commands.items(), key=lambda item: not isinstance(item[1], TyperGroup)):
             if not command.hidden:
                 title = getattr(command, "rich_help_panel", None) or "Commands"
-                sections.setdefault(title, []).append((name, command.get_short_help_str(limit)))
+                sections.setdefault(title, []).append((name, command.get_short_help_str(_WHOLE)))
         width = max((len(name) for name in self.commands), default=0)
         for title, rows in sections.items():
             with formatter.section(title):

@@ -182,7 +182,7 @@ def wait_for(
 def psql(
     name: Name,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- ARGS]...", help="Arguments for psql, as in -- -c 'SELECT 1'.")
+        list[str] | None, typer.Argument(metavar="-- ARGS", help="Arguments for psql, as in -- -c 'SELECT 1'.")
     ] = None,
     user: Annotated[str, typer.Option("--user", help="User to log in as; the admin if not given.")] = "",
     database: Annotated[str, typer.Option("--database", help="Database; the default one if not given.")] = "",

@@ -27,7 +27,7 @@ Ctrl-C ends it."""
 def run(
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND]...", help="Run this with everything set, as in -- terraform apply."),
+        typer.Argument(metavar="-- COMMAND", help="Run this with everything set, as in -- terraform apply."),
     ] = None,
     listen: Annotated[
         str, typer.Option("--listen", help="Loopback address and port of the front.", show_default=_LISTEN)

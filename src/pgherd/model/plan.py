@@ -86,9 +86,9 @@ PLANS: Mapping[str, Plan] = {plan.name: plan for plan in _plans()}
 
 
 def plan_named(name: str) -> Plan:
-    """The plan. Raises Incorrect with the names of all plans."""
+    """The plan. Raises Incorrect with the names of those that can be had."""
     if name not in PLANS:
-        raise Incorrect(f"plan: must be one of {', '.join(PLANS)}")
+        raise Incorrect(f"plan: must be one of {', '.join(plan.name for plan in PLANS.values() if plan.offered)}")
     return PLANS[name]
 
 
