@@ -122,6 +122,8 @@ END $$;
 -- Guards: they look at who is logged in, since pgextwlist and SECURITY DEFINER functions run commands as the superuser.
 CREATE FUNCTION pgherd.before_command() RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    wanted text;
 BEGIN
     IF session_user = pg_get_userbyid(10) THEN
         RETURN;
@@ -129,12 +131,24 @@ BEGIN
         IF current_user <> pg_get_userbyid(10) THEN
             RAISE insufficient_privilege USING MESSAGE = 'subscriptions are made with pgherd.create_subscription()';
         END IF;
-    ELSIF tg_tag = 'DROP EXTENSION' AND NOT pg_has_role(session_user, pgherd.database_owner(), 'USAGE') THEN
+    ELSIF tg_tag = 'DROP EXTENSION' AND NOT pg_has_role(session_user,
+        (SELECT datdba FROM pg_database WHERE datname = current_database()), 'USAGE') THEN
         -- With CASCADE it drops what belongs to others.
         RAISE insufficient_privilege USING MESSAGE = 'drop extension is for the owner of the database';
     ELSIF NOT has_database_privilege(session_user, current_database(), 'CREATE') THEN
         RAISE insufficient_privilege USING
             MESSAGE = format('%s needs the privilege CREATE on the database', lower(tg_tag));
+    ELSIF tg_tag = 'CREATE EXTENSION' THEN
+        -- Nothing depends on this but the words: PostgreSQL would refuse as well, less clearly. A command that is not the
+        -- whole text, in a function or among others, is left to it, as pgextwlist does with a missing control file.
+        wanted := (regexp_match(current_query(),
+            '^\s*create\s+extension\s+(?:if\s+not\s+exists\s+)?("[^"]+"|[a-z_][a-z0-9_]*)(?!.*create\s+extension)', 'i'))[1];
+        wanted := CASE WHEN wanted LIKE '"%' THEN btrim(wanted, '"') ELSE lower(wanted) END;
+        IF wanted <> ALL (string_to_array(replace(current_setting('extwlist.extensions', true), '"', ''), ','))
+            AND NOT EXISTS (SELECT FROM pg_extension WHERE extname = wanted) THEN
+            RAISE insufficient_privilege USING MESSAGE = format('extension %I is not one that services offer', wanted),
+                HINT = 'SHOW extwlist.extensions lists those that are.';
+        END IF;
     END IF;
 END $$;
 

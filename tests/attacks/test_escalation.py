@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import psycopg
@@ -131,6 +132,23 @@ def test_row_14_every_function_of_the_superusers_has_a_fixed_search_path(fort: F
     loose += " coalesce(array_to_string(proconfig, ',') !~ 'search_path=pg_catalog', true)"
     for database in ("defaultdb", "template1", "postgres"):
         assert fort.superuser(loose, database) == ""
+
+
+def test_a_refused_extension_is_named_with_the_reason(fort: Fort) -> None:
+    program = fort.host.agent.programs[fort.spec.version]
+    offered = extensions.installed(fort.spec.version, program.control_files)
+    missing = [name for name, version in offered.items() if not version]
+    assert missing, "this host has every extension"
+    forms = ("CREATE EXTENSION {}", 'create extension if not exists "{}" schema public', "CREATE\nEXTENSION {};")
+    for name, form in itertools.product((*missing, "nonsense"), forms):
+        (error,) = fort.refused("avnadmin", form.format(name))
+        assert f'/{name}.control": No such file' in str(error)
+    for name, form in itertools.product(("pageinspect", "adminpack"), forms):
+        (error,) = fort.refused("avnadmin", form.format(name))
+        assert error.diag.message_primary == f"extension {name} is not one that services offer"
+        assert error.diag.message_hint == "SHOW extwlist.extensions lists those that are."
+    present = [f"CREATE EXTENSION IF NOT EXISTS {name}" for name in ("plpgsql", "pgherd")]
+    assert fort.tries("avnadmin", *present) == [None, None]
 
 
 def test_row_15_members_of_extensions(fort: Fort, attacker: str) -> None:
