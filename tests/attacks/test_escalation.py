@@ -143,7 +143,7 @@ def test_a_refused_extension_is_named_with_the_reason(fort: Fort) -> None:
     for name, form in itertools.product((*missing, "nonsense"), forms):
         (error,) = fort.refused("avnadmin", form.format(name))
         assert f'/{name}.control": No such file' in str(error)
-    for name, form in itertools.product(("pageinspect", "adminpack"), forms):
+    for name, form in itertools.product(("pageinspect", "file_fdw"), forms):
         (error,) = fort.refused("avnadmin", form.format(name))
         assert error.diag.message_primary == f"extension {name} is not one that services offer"
         assert error.diag.message_hint == "SHOW extwlist.extensions lists those that are."
