@@ -55,6 +55,23 @@ class Settings:
     pgbouncer: str = _setting(
         "", "PgBouncer 1.21 or newer; empty: what install/pgbouncer.sh installed, else /usr/sbin/pgbouncer"
     )
+    backup_s3_endpoint: str = _setting(
+        "",
+        "S3-compatible server for new services' backups, HOST or HOST:PORT by TLS; empty: directories in the home",
+    )
+    backup_s3_bucket: str = _setting("", "its bucket, which exists")
+    backup_s3_region: str = _setting("us-east-1", "its region")
+    backup_s3_key: str = _setting("", "access key that may read, write and delete in the bucket", secret=True)
+    backup_s3_secret: str = _setting("", "the access key's secret", secret=True)
+    backup_s3_prefix: str = _setting(
+        "", "what the names of this instance's objects begin with; below it a path a service"
+    )
+    backup_s3_ca_file: str = _setting("", "PEM file with the CA of its certificate; empty: the system's")
+    backup_s3_path_style: bool = _setting(True, "name the bucket in the path, not in the host")
+    archive_timeout_seconds: int = _setting(
+        60,
+        "seconds after which a WAL segment that was written to is archived though not full: what a lost node loses",
+    )
     pgbackrest: str = _setting("", "pgBackRest; empty: what install/pgbackrest.sh installed, else /usr/bin/pgbackrest")
     memory_cap_percent: int = _setting(
         5, "most of the host's memory, in percent, that sizes one service's PostgreSQL, however large its plan"
@@ -112,6 +129,16 @@ class Settings:
             return ipaddress.ip_address(self.advertised_host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def s3_ca(self) -> str:
+        """The PEM text of `backup_s3_ca_file`. Raises Incorrect when it cannot be read."""
+        if not self.backup_s3_ca_file:
+            return ""
+        try:
+            return Path(self.backup_s3_ca_file).read_text()
+        except (OSError, UnicodeDecodeError):
+            raise Incorrect("Setting backup_s3_ca_file: no PEM file that this user can read.") from None
 
     def host_of(self, service: str, organization: str) -> str:
         """The host name in the URI of a service."""
@@ -190,6 +217,14 @@ def _checked(settings: Settings) -> Settings:
     for name in ("services_per_host", "services_per_organization", "host_overcommit_percent", "worker_concurrency"):
         if getattr(settings, name) < 1:
             raise Incorrect(f"Setting {name} must be 1 or more.")
+    if not 1 <= settings.archive_timeout_seconds <= 60:
+        raise Incorrect("Setting archive_timeout_seconds must be 1 to 60.")
+    if settings.backup_s3_endpoint:
+        if not re.fullmatch(r"[A-Za-z0-9.-]+(:\d{1,5})?", settings.backup_s3_endpoint):
+            raise Incorrect("Setting backup_s3_endpoint must be HOST or HOST:PORT.")
+        for name in ("bucket", "region", "key", "secret"):
+            if not getattr(settings, f"backup_s3_{name}"):
+                raise Incorrect(f"Setting backup_s3_{name} must be given with backup_s3_endpoint.")
     if not 1 <= settings.memory_cap_percent <= 100:
         raise Incorrect("Setting memory_cap_percent must be 1 to 100.")
     if not re.fullmatch(r"[a-z]{2}-[a-z]{2,3}-[0-9]{1,3}", settings.zone):

@@ -102,7 +102,7 @@ class Repository(msgspec.Struct, frozen=True):
     """All that a host must know of a service's backup repository, be it its own or one that it restores from.
 
     `cipher` is the passphrase, sealed for the host. `keep`: how many backups are kept. `archive_timeout`: seconds after
-    which a segment that was written to is archived though it is not full.
+    which a segment that was written to is archived though it is not full. `mark`: of all this before it was sealed.
     """
 
     service_id: str
@@ -111,6 +111,7 @@ class Repository(msgspec.Struct, frozen=True):
     keep: int
     s3: S3 | None = None
     archive_timeout: int = 60
+    mark: str = ""
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from pgherd.api import unavailable
 from pgherd.api.access import Access
 from pgherd.api.app import Application
 from pgherd.api.audit import Audit
+from pgherd.api.backups import Backups
 from pgherd.api.catalog import Catalog
 from pgherd.api.http import server_options
 from pgherd.api.operations import Ends, Operations
@@ -76,6 +77,7 @@ def build_api(settings: Settings) -> Application:
         "get-operation": operations.get,
         **Access(reads, vault, operations).handlers(),
         **Pools(operations).handlers(),
+        **Backups(reads, operations).handlers(),
         **audit.handlers(),
         **catalog.handlers(),
         **platform.handlers(),

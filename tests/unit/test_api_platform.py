@@ -68,7 +68,7 @@ def store() -> Store:
 
 @pytest.fixture
 def app(store: Store) -> Application:
-    handlers = Platform(Settings(), store).handlers() | {"list-events": echo, "adopt-node": echo, "forget-node": echo}
+    handlers = dict.fromkeys(OWN.routes, echo) | Platform(Settings(), store).handlers()
     return Application([OWN], handlers, KnownKeys(ADMIN, READER, OPERATOR))
 
 

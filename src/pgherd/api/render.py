@@ -59,7 +59,10 @@ def service(row: DictRow, settings: Settings, organization: str) -> dict[str, An
     effective = memory(plan, host_memory, settings.memory_cap_percent, wish.work_mem, wish.shared_buffers_percentage)
     return common(row, settings, wish, plan) | {
         "backup-schedule": {"backup-hour": wish.backup.hour, "backup-minute": wish.backup.minute},
-        "backups": [],
+        "backups": [
+            {"backup-name": backup["name"], "backup-time": backup["ended_at"], "data-size": backup["size"]}
+            for backup in (status.get("repository") or {}).get("backups", [])
+        ],
         "components": [
             {"component": component, "host": host, "port": where, "route": "dynamic", "usage": "primary"}
             for component, where in (("pg", port), ("pgbouncer", port + 1))
@@ -141,7 +144,7 @@ def _node(node: dict[str, Any], notice: str) -> dict[str, Any]:
     shown: dict[str, Any] = {"name": node["name"], "role": "master"}
     shown["state"] = _NODE_STATES.get(status["state"], "unknown")
     stopped = node["desired"] == "stopped"
-    reason = status.get("reason") or (notice if stopped else "")
+    reason = status.get("reason") or (notice if stopped else "") or (status.get("repository") or {}).get("problem", "")
     if node["age"] is not None and node["age"] > SILENT and not stopped:
         shown["state"], reason = "unknown", f"its host has not reported for {int(node['age'])} s"
     if shown["state"] == "setting_up_vm":

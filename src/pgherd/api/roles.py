@@ -24,6 +24,7 @@ READ_ONLY = frozenset(
         "get-dbaas-settings-pg",
         "get-dbaas-task",
         "get-operation",
+        "list-backups",
         "list-dbaas-integration-settings",
         "list-dbaas-integration-types",
         "list-dbaas-service-types",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pgherd.cli import access, host, instance, operation, platform, screen, service, terraform_front
+from pgherd.cli import access, backups, host, instance, operation, platform, screen, service, terraform_front
 from pgherd.cli.extensions import list_extensions
 from pgherd.cli.help_text import Grouped
 from pgherd.cli.outcome import CliError, Exit
@@ -32,6 +32,7 @@ def build() -> typer.Typer:
     app.add_typer(access.user, name="user", cls=Grouped, rich_help_panel=services)
     app.add_typer(access.database, name="database", cls=Grouped, rich_help_panel=services)
     app.add_typer(access.pool, name="pool", cls=Grouped, rich_help_panel=services)
+    app.add_typer(backups.app, name="backup", cls=Grouped, rich_help_panel=services)
     app.add_typer(operation.app, name="operation", cls=Grouped, rich_help_panel=services)
     app.command("api", rich_help_panel=services)(operation.call)
     app.command("extensions", rich_help_panel=services)(list_extensions)

@@ -56,19 +56,25 @@ def _spinner(title: str) -> Iterator[Say]:
 
 
 def until_operation_ends(
-    api: Api, operation: dict[str, Any], title: str, *, service: str = "", timeout: float | None = None
+    api: Api,
+    operation: dict[str, Any],
+    title: str,
+    *,
+    service: str = "",
+    timeout: float | None = None,
+    now: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
     """Wait until an operation is no longer pending and return it. Raises CliError when it did not succeed.
 
-    `service` names the service whose nodes are shown meanwhile. `timeout` is in seconds.
+    `service` names the service whose nodes are shown meanwhile, unless `now` says what to show. `timeout` in seconds.
     """
     ident = operation["id"]
     late = "The operation still goes on.", f"Look at it: pgherd operation show {ident} --wait"
     with progress(title) as say, going_on(ident):
         look = _Look(timeout, answered=True)
         while operation["state"] == "pending":
-            if service:
-                say(_nodes_now(api, service))
+            if now or service:
+                say(now() if now else _nodes_now(api, service))
             operation = look.at(lambda: api.call("get-operation", ident), *late)
             look.rest(operation["state"] == "pending")
     if operation["state"] != "success":

@@ -28,7 +28,7 @@ def find_lost(tx: Transaction) -> None:
     """A pending operation without a job gets a new one: the operation's row is the truth, not the job's."""
     for row in tx.rows("operations_without_job"):
         log.warning("operation %s lost its job; it gets a new one", row["id"])
-        defer(tx, row["id"], row["service_id"])
+        defer(tx, row["id"], row["service_id"], row["kind"])
 
 
 def wake_far(tx: Transaction) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from pgherd.errors import Unavailable
-from pgherd.reconcilers import operations, services
+from pgherd.reconcilers import backups, operations, services
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App
 from pgherd.workflows.worker import Slot
@@ -26,6 +26,8 @@ class Rounds:
             (2, services.finish_deletes),
             (5, operations.requeue_stalled),
             (10, operations.wake_far),
+            (10, backups.start_due),
+            (10, backups.tell_problems),
             (30, services.roll_platform),
             (3600, lambda tx: services.renew_certificates(app, tx)),
             (3600, operations.purge),

@@ -298,6 +298,49 @@ select e.id, e.at, o.name as organization, e.key, e.remote, e.command, e.subject
 -- purge_events --
 delete from event where at < now() - interval '1 year';
 
+-- insert_repository --
+insert into repository (service_id, kind, key) values (%(service_id)s, %(kind)s, %(key)s)
+on conflict (service_id) do nothing;
+
+-- repository --
+select service_id, kind, key from repository where service_id = %(service_id)s;
+
+-- delete_repository --
+delete from repository where service_id = %(service_id)s;
+
+-- pending_backup --
+select id from operation where service_id = %(service_id)s and kind = 'backup' and state = 'pending';
+
+-- open_backups --
+select n.host_id, count(*) as open from operation o join node n on n.service_id = o.service_id
+ where o.kind = 'backup' and o.state = 'pending' and (o.task ->> 'scheduled')::boolean group by n.host_id;
+
+-- backup_candidates --
+select s.id, s.organization_id, s.wish, s.created_at, n.host_id,
+       jsonb_build_object('repository', n.status -> 'repository') as status,
+       (select max(o.ended_at) from operation o
+         where o.service_id = s.id and o.kind = 'backup' and o.state in ('failure', 'timeout')) as failed_at
+  from service s join node n on n.service_id = s.id
+ where s.deleted_at is null and s.phase = 'running' and s.settled is not null and n.status ->> 'state' = 'running'
+   and n.spec ->> 'desired' = 'running' and n.spec ->> 'repository' is not null
+   and not exists (select 1 from operation o where o.service_id = s.id and o.kind = 'backup' and o.state = 'pending')
+ order by (select max(b ->> 'started_at') from jsonb_array_elements(n.status -> 'repository' -> 'backups') b) nulls first;
+
+-- changed_problems --
+select r.service_id, s.organization_id, s.name, coalesce(n.status -> 'repository' ->> 'problem', '') as now
+  from repository r join service s on s.id = r.service_id join node n on n.service_id = s.id
+ where s.deleted_at is null and r.problem = '' <> (coalesce(n.status -> 'repository' ->> 'problem', '') = '');
+
+-- note_problem --
+update repository set problem = %(problem)s where service_id = %(service_id)s;
+
+-- backups --
+select s.wish, r.kind, n.status,
+       (select o.id from operation o where o.service_id = s.id and o.kind = 'backup' and o.state = 'pending') as operation
+  from service s left join repository r on r.service_id = s.id left join node n on n.service_id = s.id
+ where s.organization_id = %(organization_id)s and s.name = %(name)s and s.deleted_at is null
+ order by n.name limit 1;
+
 -- defer --
 select procrastinate_defer_jobs_v1(array[row('operations', 'carry_out', 0, %(lock)s, %(queueing_lock)s,
        jsonb_build_object('operation', %(operation)s::text), null)::procrastinate_job_to_defer_v1]);
@@ -329,7 +372,7 @@ select end_operation(id, null, 'failure', 'interrupted', %(message)s) from opera
 select id, kind, step from operation where state = 'pending' and deadline < now();
 
 -- operations_without_job --
-select o.id, o.service_id from operation o
+select o.id, o.service_id, o.kind from operation o
  where o.state = 'pending' and o.created_at < now() - interval '2 seconds'
    and not exists (select 1 from procrastinate_jobs j
                     where j.args ->> 'operation' = o.id::text and j.status in ('todo', 'doing'));

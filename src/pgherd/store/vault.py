@@ -192,5 +192,6 @@ _COLUMNS = (
     ("service", "secrets", "id"),
     ("operation", "secret", "id"),
     ("recovery_key", "private_key", "id"),
+    ("repository", "key", "service_id"),
     ("user_secret", "secret", "ctid"),  # rows that are locked stay where they are
 )

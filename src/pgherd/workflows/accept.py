@@ -14,6 +14,9 @@ from pgherd.errors import Conflict, PgherdError
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App, Caller
 
+#: Kinds that go on for long and change nothing that others wait for: they have a queue of their own for each service.
+_BESIDE = frozenset({"backup", "verify"})
+
 
 def accept(
     app: App,
@@ -76,9 +79,10 @@ def open_operation(
     )
     if task is not None:
         tx.run("set_task", id=operation, task=Jsonb(msgspec.to_builtins(task)), secret=secret)
-    defer(tx, operation, service)
+    defer(tx, operation, service, kind)
 
 
-def defer(tx: Transaction, operation: UUID, service: UUID) -> None:
-    """Give the operation a job of its service's queue."""
-    tx.run("defer", lock=str(service), queueing_lock=str(operation), operation=str(operation))
+def defer(tx: Transaction, operation: UUID, service: UUID, kind: str) -> None:
+    """Give the operation a job of its service's queue, or of one of its own beside that."""
+    lock = f"{service}/{kind}" if kind in _BESIDE else str(service)
+    tx.run("defer", lock=lock, queueing_lock=str(operation), operation=str(operation))

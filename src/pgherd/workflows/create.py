@@ -18,6 +18,7 @@ from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
 from pgherd.workflows.limits import hosts, refuse_another_service, refuse_more_memory
 from pgherd.workflows.nodes import ensure_certificates, restart_where_pending, start_nodes
+from pgherd.workflows.repositories import ensure_repository
 from pgherd.workflows.run import Run
 
 #: Seconds until a create that did not end is a time-out.
@@ -51,6 +52,7 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
             memory_bytes=memory_bytes,
             secrets=app.vault.seal(msgspec.json.encode(known)),
         )
+        ensure_repository(app, tx, service)
         tx.run("insert_node", id=uuid4(), service_id=service, host_id=host.id, name=f"{name}-1")
         return service
 

@@ -9,6 +9,7 @@ from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
 from pgherd.workflows.nodes import wish_of
+from pgherd.workflows.repositories import forget_repository
 from pgherd.workflows.run import Run
 
 #: Seconds until a delete that did not end is a time-out; the reconciler finishes it all the same.
@@ -60,5 +61,6 @@ def clear_records(tx: Transaction, service: UUID) -> None:
     """The same for the reconciler, which finishes a delete whose operation ended early."""
     tx.run("clear_nodes", service_id=service)
     tx.run("clear_access", service_id=service)
+    forget_repository(tx, service)
     tx.run("release_port_block", service_id=service)
     tx.run("clear_service", id=service)

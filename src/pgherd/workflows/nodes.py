@@ -20,8 +20,9 @@ from pgherd.model.pool import parameters
 from pgherd.model.service import Secrets, Wish
 from pgherd.sealing import seal
 from pgherd.settings import Settings
-from pgherd.spec import About, Admin, NodeSpec, Pool, Tls
+from pgherd.spec import About, Admin, Job, NodeSpec, Pool, Tls
 from pgherd.store.db import Transaction
+from pgherd.workflows.repositories import ensure_repository, repository_for
 from pgherd.workflows.run import Run
 
 
@@ -81,9 +82,18 @@ def ensure_specs(run: Run) -> None:
         assert organization is not None
         wish, known, pools = wish_of(row), secrets_of(run, row), pools_of(tx, run.service)
         changed = False
+        ensure_repository(run.app, tx, run.service)
         for node in tx.rows("nodes", service_id=run.service):
             sealed = _sealed(tx, node, row["certificate"], known)
-            spec = msgspec.to_builtins(_spec(run, row, wish, pools, node, sealed, organization["name"]))
+            told: dict[str, Any] = node["spec"] or {}
+            whole = msgspec.structs.replace(
+                _spec(run, row, wish, pools, node, sealed, organization["name"]),
+                repository=repository_for(
+                    run.app, tx, run.service, PLANS[wish.plan], node["public_key"], told.get("repository")
+                ),
+                jobs=msgspec.convert(told.get("jobs", []), list[Job]),  # other operations' affair
+            )
+            spec = msgspec.to_builtins(whole)
             del spec["generation"]
             if spec != node["spec"]:
                 tx.run("write_spec", id=node["id"], spec=Jsonb(spec))
