@@ -238,6 +238,13 @@ class Service(Resource):
         known = {name: value for name, value in planned.items() if value is not UNKNOWN}
         return state | self._computed(shown) | {name: _go(shown, name) for name in _SETTINGS} | known
 
+    def import_state(self) -> None:
+        """`terraform import`: find it in the list, then read it into an empty state."""
+        listed = self.wire.v2("GET", "/dbaas-service")["dbaas-services"]
+        (found,) = [service for service in listed if service["name"] == self.config["name"]]
+        assert (found["type"], found["plan"]) == ("pg", self.config["plan"])
+        self.state = self.read(dict.fromkeys(self.attributes) | {"name": found["name"]})
+
     def destroy(self) -> None:
         self.wire.v2("DELETE", f"/dbaas-service/{self.config['name']}")
         self.state = None
@@ -277,9 +284,9 @@ class Service(Resource):
         return {"ca_certificate": self.wire.v2("GET", "/dbaas-ca-certificate")["certificate"]}
 
     def _managed(self, known: str | None, shown: Values, name: str) -> str | None:
-        """Settings in the state: of those that the user set, what the service shows; without any, all."""
-        if known is None:
-            return _go(shown, name)
+        """Settings in the state: of those that are in it, what the service shows now; after an import, none."""
+        if known is None or name.replace("_", "-") not in shown:
+            return None
         now = shown.get(name.replace("_", "-"), {})
         return _marshal({key: now[key] for key in json.loads(known) if key in now})
 

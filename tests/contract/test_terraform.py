@@ -193,6 +193,12 @@ def test_parts_of_a_service_do_not_drift(wire: Wire, name: str) -> None:
     service.destroy()
 
 
+def test_an_imported_service_does_not_drift(wire: Wire, service: str) -> None:
+    imported = Service(wire, name=service, plan="hobbyist-2", termination_protection=False)
+    imported.import_state()
+    assert imported.plan() == {}
+
+
 def test_the_order_of_calls(wire: Wire, name: str) -> None:
     """The model makes the calls that the provider was seen to make; what is tested above is that they work."""
     service = Service(wire, name=name, plan="hobbyist-2", pgbouncer_settings=jsonencode({"server_lifetime": 60}))
@@ -303,6 +309,10 @@ class TestFront:
         assert (again.returncode, "A front runs already" in again.stderr) == (1, True)
         open_to_all = shell.run("terraform-front", "--listen", "0.0.0.0:8451")
         assert (open_to_all.returncode, "loopback" in open_to_all.stderr) == (2, True)
+        nowhere = shell.run("terraform-front", "--listen", "127.0.0.1:0", env=shell.env | {"XDG_CONFIG_HOME": "/proc"})
+        assert (nowhere.returncode, "XDG_CONFIG_HOME" in nowhere.stderr) == (1, True)
+        keyless = shell.run("env", "--terraform", env=shell.env | {"EXOSCALE_API_ENDPOINT": "http://127.0.0.1:1/v2"})
+        assert (keyless.returncode, "EXOSCALE_API_KEY" in keyless.stderr, keyless.stdout) == (1, True, "")
         nothing = shell.run("terraform-front", "--", "no-such-program-anywhere")
         assert (nothing.returncode, "Cannot run no-such-program-anywhere" in nothing.stderr) == (2, True)
 

@@ -45,7 +45,12 @@ def run(
 
     known = _credentials()
     place = Place(os.environ)
-    ca = place.ensure()
+    try:
+        ca = place.ensure()
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        hint = "Let XDG_CONFIG_HOME name a directory of yours."
+        raise CliError(Exit.FAILED, f"Cannot keep the front's certificates in {place.path}: {why}.", hint) from None
     target = Target(known.url, _zone(known), str(place.bundle))
     front = Front(target, ca, place.token(), dict(os.environ), screen.note)
     host, port = _address(listen or ("127.0.0.1:0" if command else _LISTEN))

@@ -74,6 +74,8 @@ def front_lines(path: Path, environ: Mapping[str, str]) -> str:
     running = place.running()
     if environ.get("EXOSCALE_API_ENDPOINT"):
         key = environ.get("EXOSCALE_API_KEY", ""), environ.get("EXOSCALE_API_SECRET", "")
+        if not all(key):
+            raise Incorrect("EXOSCALE_API_ENDPOINT is set, but not EXOSCALE_API_KEY and EXOSCALE_API_SECRET.")
     else:
         found = read(path)
         key = found["key"], found["secret"]
