@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from pgherd.cli.outcome import CliError, Exit
 
 VARIABLES = ("EXOSCALE_API_ENDPOINT", "EXOSCALE_API_KEY", "EXOSCALE_API_SECRET")
-WAY_OUT = 'Start an instance with `make up`, or name one with `eval "$(pgherd env)"`.'
+WAY_OUT = f"Start an instance with `make up`, or set {', '.join(VARIABLES)} to use one elsewhere."
+_OF_ROOT = "Root's instance is on this machine: use sudo, or have a key made for you: sudo pgherd key create NAME"
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,14 @@ def find(environ: Mapping[str, str] | None = None) -> Credentials:
         path = Home(Settings(home=env.get("PGHERD_HOME", "")).root).credentials
         found = from_file(path)
     if found is None:
-        raise CliError(Exit.USAGE, f"No credentials: {VARIABLES[0]} is not set and there is no {path}.", WAY_OUT)
+        hint = _OF_ROOT if roots_instance(env) else WAY_OUT
+        raise CliError(Exit.USAGE, f"No credentials: {VARIABLES[0]} is not set and there is no {path}.", hint)
     return found
+
+
+def roots_instance(environ: Mapping[str, str]) -> bool:
+    """Whether the caller is not root, names no instance, and root has one at the usual place."""
+    return os.geteuid() != 0 and not environ.get("PGHERD_HOME") and os.path.exists("/var/lib/pgherd/current")
 
 
 def _checked(credentials: Credentials) -> Credentials:

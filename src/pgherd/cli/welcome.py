@@ -43,7 +43,7 @@ def welcome() -> None:
     except CliError as error:
         if credentials.VARIABLES[0] in os.environ or "may not read" in error.message or "damaged" in error.message:
             raise
-        typer.echo(_NONE)
+        typer.echo(_NONE if not credentials.roots_instance(os.environ) else f"{error.message}\n{error.hint}")
         return
     text = _RUNNING if listens(found.endpoint) else _STOPPED
     typer.echo(text.format(endpoint=screen.visible(found.endpoint), origin=screen.visible(found.origin)))
