@@ -143,6 +143,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
     number is restarted once. `memory_bytes` and `cpus` are the plan's, for the node's control group; 0: no limit.
     `pools` are served by PgBouncer on `port` + 1, with the parameters `pooler` (names of
     pgbouncer.ini). Without a `repository` nothing is archived. `jobs`: what the host has to do beside that.
+    With `timescale` TimescaleDB is preloaded and in defaultdb; with `audit` every database has the extension pgaudit.
     """
 
     node_id: str
@@ -167,6 +168,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     pooler: dict[str, Setting] = {}
     memory_bytes: int = 0
     cpus: int = 0
+    timescale: bool = False
+    audit: bool = False
     repository: Repository | None = None
     jobs: list[Job] = []
     about: About | None = None
@@ -289,7 +292,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     """What a host says of itself.
 
     `versions` maps a major to the full installed version; `listeners` are ports that others listen on. `extensions`
-    maps a major to the extensions that tenants may create with the version they get; empty: not installed here.
+    maps a major to the extensions that tenants may create with the version they get; empty: not installed here. `audit`
+    maps a major to the parameters of services that its pgaudit knows.
     """
 
     memory_bytes: int
@@ -298,3 +302,4 @@ class HostFacts(msgspec.Struct, frozen=True):
     listeners: list[int] = []
     rooted: bool = False
     extensions: dict[str, dict[str, str]] = {}
+    audit: dict[str, list[str]] = {}

@@ -214,15 +214,53 @@ def _slot_shown(running: Running, sent: dict[str, Any]) -> None:
     assert running.shown["maintenance"] == {**sent, "updates": running.shown["maintenance"]["updates"]}
 
 
+def _not_shown(running: Running, sent: str) -> None:
+    """The contract has no such field in its answers."""
+    assert "variant" not in running.shown
+
+
+def _timescale(running: Running) -> None:
+    assert "timescaledb" in running.platform("SHOW shared_preload_libraries")[0].split(",")
+    workers = str(running.sent["timescaledb-settings"]["max_background_workers"])
+    assert running.parameters["timescaledb.max_background_workers"] == workers
+    assert running.instance.sql(running.name, "select extname::text from pg_extension where extname = 'timescaledb'")
+    running.instance.sql(running.name, "create table if not exists metric (at timestamptz not null)")
+    hypertable = "select * from create_hypertable('metric', 'at', if_not_exists => true)"
+    assert running.instance.sql(running.name, hypertable)
+
+
+def _audit(running: Running) -> None:
+    """PostgreSQL has each value that its pgaudit knows."""
+    sent = {name: value for name, value in running.sent["pgaudit-settings"].items() if name != "feature_enabled"}
+    shown = {name: running.parameters.get(f"pgaudit.{name}") for name in sent}
+    wanted = {name: ("off", "on")[value] if isinstance(value, bool) else str(value) for name, value in sent.items()}
+    wanted["log"] = ",".join(sent["log"])
+    assert {name for name, value in shown.items() if value is None} <= {
+        "log_max_string_length",
+        "log_nested_statements",
+    }
+    assert {name: value for name, value in shown.items() if value is not None} == {
+        name: value for name, value in wanted.items() if shown[name] is not None
+    }
+    assert running.instance.sql(running.name, "select 1 from pg_extension where extname = 'pgaudit'") == [(1,)]
+
+
 PG_SETTINGS = {
     "jit": False, "log_temp_files": 0, "timezone": "Europe/Zurich", "pg_stat_statements.track": "all",
     "autovacuum": {"autovacuum_naptime": 30}, "bg-writer": {"bgwriter_lru_multiplier": 3.5},
     "wal": {"max_slot_wal_keep_size": -1},
 }  # fmt: skip
 
+AUDIT = {
+    "feature_enabled": True, "log": ["ddl", "role", "misc_set"], "log_catalog": False, "log_client": True,
+    "log_level": "notice", "log_max_string_length": -1, "log_nested_statements": True, "log_parameter": True,
+    "log_parameter_max_size": 512, "log_relation": True, "log_rows": True, "log_statement": False,
+    "log_statement_once": True, "role": "auditor",
+}  # fmt: skip
+
 FIELDS: dict[str, Field] = {
     "plan": Field("startup-4", "startup-8", _plan),
-    "version": Field("15", "15", _version, _version_shown),
+    "version": Field("18", "18", _version, _version_shown),
     "admin-username": Field("Chief.of-all_1", None, _admin, _admin_shown),
     "admin-password": Field("correct-horse_battery", None, _password, _password_shown),
     "termination-protection": Field(True, False, _protection),
@@ -246,16 +284,18 @@ FIELDS: dict[str, Field] = {
         _pgbouncer,
     ),
     "synchronous-replication": Field("off", "off", _in_force(synchronous_standby_names="")),
+    "variant": Field("timescale", "timescale", _timescale, _not_shown),
+    "timescaledb-settings": Field({"max_background_workers": 9}, {"max_background_workers": 11}, _timescale),
+    "pglookout-settings": Field(
+        {"max_failover_replication_time_lag": 30}, {"max_failover_replication_time_lag": 90}, _nothing
+    ),
+    "pgaudit-settings": Field(AUDIT, AUDIT | {"log": ["all"], "log_rows": False, "log_level": "warning"}, _audit),
 }
 
 #: Fields that are refused as yet, with a value that the contract allows, and the issue that they come with.
 REFUSED: dict[str, tuple[Any, str]] = {
     "integrations": ([{"type": "read_replica", "source-service": "other"}], "read replicas"),
     "migration": ({"host": "db.example.com", "port": 5432}, "migration"),
-    "variant": ("timescale", "settings"),
-    "timescaledb-settings": ({"max_background_workers": 16}, "settings"),
-    "pglookout-settings": ({"max_failover_replication_time_lag": 60}, "settings"),
-    "pgaudit-settings": ({"feature_enabled": True}, "settings"),
     "fork-from-service": ("other", "forks"),
     "recovery-backup-time": ("2026-01-01 00:00:00", "forks"),
 }

@@ -288,7 +288,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pooler's setting": (
         GOOD | {"pgbouncer_settings": {"min_pool_size": -1}}, r"^pgbouncer-settings\.min_pool_size: .* from 0 to 10000$"
     ),
-    "synchronous": (GOOD | {"synchronous_replication": "quorum"}, r"^synchronous-replication: is not available yet"),
+    "synchronous": (GOOD | {"synchronous_replication": "quorum"}, r"^synchronous-replication: must be off on plan h"),
+    "no TimescaleDB": (GOOD | {"version": "15", "variant": "timescale"}, r"^variant: timescaledb for PostgreSQL 15 is"),
+    "settings of TimescaleDB alone": (
+        GOOD | {"timescaledb_settings": {"max_background_workers": 4}},
+        r"^timescaledb-settings: only a service of variant timescale has them$",
+    ),
+    "what no pgaudit can": (
+        GOOD | {"pgaudit_settings": {"feature_enabled": True, "log_nested_statements": False}},
+        r"^pgaudit-settings\.log_nested_statements: must be true; pgaudit for PostgreSQL 15 has no other here$",
+    ),
+    "a role for pg_partman": (
+        GOOD | {"pg_settings": {"pg_partman_bgw.role": "postgres"}}, r"^pg-settings\.pg_partman_bgw\.role: must be a"
+    ),
     "work-mem 0": (GOOD | {"work_mem": 0}, r"^work-mem: must be an integer from 1 to 1024$"),
     "work-mem 1025": (GOOD | {"work_mem": 1025}, r"^work-mem: must be an integer from 1 to 1024$"),
     "work-mem as text": (GOOD | {"work_mem": "8"}, r"^work-mem: must be an integer"),

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from pgherd import sealing
-from pgherd.agent.converge import read_record, write_private
+from pgherd.agent.records import read_record, write_private
 from pgherd.spec import NodeStatus, Task, TaskResult
 from tests.plugins.host import RunningHost, verifier
 

@@ -79,13 +79,17 @@ def test_what_cannot_be_written_is_refused(value: Setting) -> None:
 def test_every_setting_of_the_contract_is_known_here() -> None:
     document = json.loads((files("exoscale") / "openapi.json").read_text())
 
-    def leaves(properties: dict[str, Any]) -> set[str]:
+    def leaves(schema: str, prefix: str = "") -> set[str]:
+        return below(document["components"]["schemas"][f"json-schema-{schema}"]["properties"], prefix)
+
+    def below(properties: dict[str, Any], prefix: str) -> set[str]:
         found: set[str] = set()
         for name, schema in properties.items():
-            found |= leaves(schema["properties"]) if "properties" in schema else {name}
+            found |= below(schema["properties"], prefix) if "properties" in schema else {prefix + name}
         return found
 
-    assert leaves(document["components"]["schemas"]["json-schema-pg"]["properties"]) == set(postgres_settings.ALLOWED)
+    wanted = leaves("pg") | leaves("pgaudit", "pgaudit.") | leaves("timescaledb", "timescaledb.")
+    assert wanted - {"pgaudit.feature_enabled"} == set(postgres_settings.ALLOWED)
 
 
 def test_tenants_may_create_what_the_list_says() -> None:

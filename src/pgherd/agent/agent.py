@@ -19,11 +19,12 @@ from pathlib import Path
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import report, warm
+from pgherd.agent import features, report, warm
 from pgherd.agent.backups import Care, Tending
-from pgherd.agent.converge import Broken, Convergence, Gone, Host, Refused, door, service_name, status_of, write_private
+from pgherd.agent.converge import Broken, Convergence, Gone, Host, Refused, door, service_name, status_of
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.link import Link, PostgresLink
+from pgherd.agent.records import read_record, write_private
 from pgherd.agent.repositories import Repositories
 from pgherd.agent.unknown import Deleted, Unknown
 from pgherd.drivers import pgbackrest, pgbouncer, postgres
@@ -273,6 +274,8 @@ class Agent:
             return None
         if pgbouncer.is_wanted(spec) and {role.name for role in node.status.users} - {role.name for role in seen.users}:
             convergence.pooling.cut()
+        if not features.are_current(spec, seen, read_record(convergence.directory)):
+            return None
         if measure:
             node.sized = time.monotonic() + _SIZE_EVERY
         groups = list(self.host.limits.groups(spec.node_id))

@@ -15,14 +15,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import backups, pooling, report, tasks, warm
+from pgherd.agent import backups, features, pooling, report, tasks, warm
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.pooling import Pooling
+from pgherd.agent.records import Record, read_record, write_private
 from pgherd.agent.repositories import Repositories
 from pgherd.agent.unknown import Deleted
 from pgherd.drivers import config_files, extensions, hba, limits, pgbouncer, postgres, postgres_settings
@@ -63,15 +63,6 @@ class Host:
     repositories: Repositories
     jobs: Jobs
     deleted: Deleted
-
-
-class Record(msgspec.Struct):
-    """The agent's own note in a node's directory: which admin it has made there (a fingerprint), the result of the last
-    task, and the id of the task whose creation has begun."""
-
-    admin: str = ""
-    task: TaskResult | None = None
-    begun: str = ""
 
 
 class Broken(HostFault):
@@ -125,6 +116,7 @@ class Convergence:
         self._do("reload", self._ensure_reloaded)
         self._do("admin", self._ensure_admin)
         self._do("task", self._ensure_task_done)
+        self._do("features", self._ensure_features)
         self._do("pools", self._ensure_pools)
 
     def _stop(self) -> None:
@@ -220,7 +212,10 @@ class Convergence:
         conf = postgres_settings.render(
             spec, run=cluster.run, config=cluster.config,
             libraries=cluster.program.libraries, session_libraries=cluster.program.session_libraries,
-            extensions=extensions.allow_list(extensions.installed(spec.version, cluster.program.control_files)),
+            extensions=extensions.allow_list(
+                extensions.installed(spec.version, cluster.program.control_files),
+                frozenset() if spec.timescale else extensions.PRELOADED,
+            ),
             locale=slot.locale if slot else postgres.locale(), archive_command=archive_command,
             archive_timeout=spec.repository.archive_timeout if spec.repository else 0,
         )  # fmt: skip
@@ -358,6 +353,12 @@ class Convergence:
             self.seen = postgres.observe(self.cluster, self.cut)
         self.task = record.task
 
+    def _ensure_features(self) -> None:
+        assert self.seen is not None
+        record = read_record(self.directory)
+        for _ in features.ensure(self.cluster, self.spec, self.seen, record):
+            self._note(record)
+
     @property
     def pooling(self) -> Pooling:
         """The node's PgBouncer."""
@@ -384,23 +385,6 @@ def door(host: Host, spec: NodeSpec) -> Door:
 def service_name(node_id: str) -> str:
     """The name of a node's service directory."""
     return f"node-{node_id}"
-
-
-def read_record(directory: Path) -> Record:
-    """The agent's note in a node's directory."""
-    try:
-        return msgspec.json.decode((directory / "node.json").read_bytes(), type=Record)
-    except (OSError, msgspec.MsgspecError):
-        return Record()
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file of the agent's own, readable by the agent alone, at once."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.unlink(missing_ok=True)
-    aside.touch(mode=0o600)
-    aside.write_bytes(content)
-    aside.rename(path)
 
 
 def status_of(spec: NodeSpec, state: NodeState, seen: Observation | None) -> NodeStatus:

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pgherd.drivers import extensions
+from pgherd.drivers import extensions, postgres_settings
 from pgherd.drivers.postgres import Program
 from pgherd.errors import PgherdError
 from pgherd.spec import HostFacts
 
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
+_AUDIT = [name for name in postgres_settings.ALLOWED if name.startswith("pgaudit.")]
 _MOST = 300  # characters of a reason
 
 
@@ -72,4 +73,5 @@ def facts(programs: dict[str, Program], own_ports: set[int]) -> HostFacts:
         listeners=sorted(listening_ports() - own_ports),
         rooted=os.geteuid() == 0,
         extensions={major: extensions.installed(major, program.control_files) for major, program in programs.items()},
+        audit={major: program.audit_parameters(_AUDIT) for major, program in programs.items()},
     )

@@ -12,7 +12,6 @@ from pgherd.api.operations import Operations
 from pgherd.api.request import Request
 from pgherd.errors import NotFound, Unsupported
 from pgherd.model import name as names
-from pgherd.model.pg_settings import flatten
 from pgherd.model.plan import PLANS, plan_named
 from pgherd.model.pool import check_sum
 from pgherd.model.service import Change, Maintenance
@@ -26,11 +25,6 @@ _NOT_YET: dict[str, tuple[Any, ...]] = {
     "fork-from-service": (),
     "recovery-backup-time": (),
     "migration": (),
-    "synchronous-replication": ("off",),
-    "variant": ("aiven",),
-    "pglookout-settings": ({},),
-    "timescaledb-settings": ({},),
-    "pgaudit-settings": ({},),
 }
 
 
@@ -49,6 +43,11 @@ def read_change(body: dict[str, Any]) -> Change:
             ("shared-buffers-percentage", "shared_buffers_percentage"),
             ("pg-settings", "pg_settings"),
             ("pgbouncer-settings", "pgbouncer_settings"),
+            ("pgaudit-settings", "pgaudit_settings"),
+            ("pglookout-settings", "pglookout_settings"),
+            ("timescaledb-settings", "timescaledb_settings"),
+            ("synchronous-replication", "synchronous_replication"),
+            ("variant", "variant"),
             ("admin-password", "admin_password"),
         )
         if theirs in body
@@ -88,9 +87,6 @@ class Services:
         """create-dbaas-service-pg"""
         name = names.service_name(request.params["name"])
         change = read_change(request.body)
-        version = self._settings.default_version if change.version is UNSET else str(change.version)
-        if change.pg_settings is not UNSET:
-            flatten(change.pg_settings, int(version), plan_named(str(change.plan)))
         if change.pgbouncer_settings is not UNSET:
             limit = plan_named(str(change.plan)).max_connections
             check_sum((), change.pgbouncer_settings, limit, "pgbouncer-settings")

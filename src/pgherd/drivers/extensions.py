@@ -21,6 +21,8 @@ from pathlib import Path
 MAJORS = ("13", "14", "15", "16", "17", "18", "19")
 #: Our own: in every database from the start, owned by the superuser, so never on a tenant's list.
 OWN = "pgherd"
+#: Only for services that preload it: those of variant `timescale`.
+PRELOADED = frozenset({"timescaledb"})
 _LAST = int(MAJORS[-1])
 
 
@@ -63,6 +65,7 @@ LISTED: tuple[Extension, ...] = tuple(
             *_of("postgresql-{}-pgvector", "vector", bookworm=False),
             *_of("postgresql-{}-rum", "rum"),
             *_of("postgresql-{}-similarity", "pg_similarity", last=17),
+            *_of("postgresql-{}-timescaledb", "timescaledb", bookworm=False, first=14),
             *_of("postgresql-{}-unit", "unit"),
         ],
         key=lambda extension: extension.name,
@@ -90,7 +93,6 @@ REFUSED: dict[str, str] = {
     "pltclu": "runs any program",
     "postgis_legacy": "not in Debian",
     "refint": "code execution through its triggers (CVE-2026-6637)",
-    "timescaledb": "not in Debian 12; it must be preloaded",
     "vectorscale": "not in Debian",
 }
 
@@ -105,9 +107,9 @@ def installed(major: str, directory: Path) -> dict[str, str]:
     return {name: _default_version(directory / f"{name}.control") for name in names(major)}
 
 
-def allow_list(found: dict[str, str]) -> str:
+def allow_list(found: dict[str, str], without: frozenset[str] = frozenset()) -> str:
     """The value of extwlist.extensions: what is allowed and installed."""
-    return ",".join(f'"{name}"' for name, version in found.items() if version)
+    return ",".join(f'"{name}"' for name, version in found.items() if version and name not in without)
 
 
 def _default_version(control: Path) -> str:
@@ -152,6 +154,7 @@ A listed extension can be created when the host has its package; `pgherd extensi
 `SHOW extwlist.extensions` and `pg_available_extensions` do. `make up` installs PostgreSQL's own; the others are for the
 operator to install (`N` is PostgreSQL's major); after `pgherd restart` the agent offers them to the host's services
 with a reload. One that is missing is refused with PostgreSQL's own error, which names the missing control file.
+`timescaledb` is there in services of variant `timescale` only ([settings.md](settings.md)).
 
 | extension | Debian package | {majors} |
 |---|---{rule}|

@@ -10,6 +10,7 @@ import contextlib
 import re
 import signal
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,8 +78,14 @@ class Program:
 
     @property
     def libraries(self) -> list[str]:
-        """What is preloaded, as far as it is installed."""
-        return self._found("pg_stat_statements", "pgaudit")
+        """What of the libraries that services may preload is installed."""
+        return self._found("pg_stat_statements", "pgaudit", "timescaledb", "pg_partman_bgw")
+
+    def audit_parameters(self, names: Iterable[str]) -> list[str]:
+        """Which of these parameters the installed pgaudit knows: its releases differ, and its library names them."""
+        library = self.library_files / "pgaudit.so"
+        content = library.read_bytes() if library.exists() else b""
+        return [name for name in names if f"\0{name}\0".encode() in content]
 
     @property
     def session_libraries(self) -> list[str]:
@@ -142,6 +149,8 @@ class Observation(msgspec.Struct, frozen=True):
     pending_restart: list[str]
     max_connections: int
     size: int | None = None
+    newest_database: int = 0  # oid
+    preloaded: str = ""
     archiver: Archiver | None = None
 
 
@@ -306,6 +315,8 @@ def observing(cut: str, *, size: bool) -> str:
       'pending_restart',
          (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
       'max_connections', current_setting('max_connections')::int,
+      'newest_database', (SELECT max(oid::bigint) FROM pg_database WHERE datallowconn),
+      'preloaded', current_setting('shared_preload_libraries'),
       'size', {measured if size else "NULL"},
       'archiver', (SELECT json_build_object('wal', coalesce(last_archived_wal, ''),
          'at', coalesce(to_char(last_archived_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), ''),

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from pgherd.errors import HostFault
+from pgherd.errors import HostFault, Unsupported
 from pgherd.spec import SUPERUSERS, NodeSpec, Setting
 
 #: What a tenant may set: what the contract's `json-schema-pg` leads to, with the first major that knows it.
-ALLOWED: dict[str, int] = dict.fromkeys(
-    """
+ALLOWED: dict[str, int] = (
+    dict.fromkeys(
+        """
     autovacuum_analyze_scale_factor autovacuum_analyze_threshold autovacuum_freeze_max_age autovacuum_max_workers
     autovacuum_naptime autovacuum_vacuum_cost_delay autovacuum_vacuum_cost_limit autovacuum_vacuum_scale_factor
     autovacuum_vacuum_threshold bgwriter_delay bgwriter_flush_after bgwriter_lru_maxpages bgwriter_lru_multiplier
@@ -27,15 +28,30 @@ ALLOWED: dict[str, int] = dict.fromkeys(
     temp_file_limit timezone track_activity_query_size track_commit_timestamp track_functions track_io_timing
     wal_sender_timeout wal_writer_delay
     """.split(),  # noqa: SIM905 - a block of words reads better
-    0,
-) | {
-    "default_toast_compression": 14,
-    "io_combine_limit": 17,
-    "io_max_combine_limit": 18,
-    "io_max_concurrency": 18,
-    "io_method": 18,
-    "io_workers": 18,
-}
+        0,
+    )
+    | {
+        "default_toast_compression": 14,
+        "io_combine_limit": 17,
+        "io_max_combine_limit": 18,
+        "io_max_concurrency": 18,
+        "io_method": 18,
+        "io_workers": 18,
+    }
+    | dict.fromkeys(
+        """
+    pgaudit.log pgaudit.log_catalog pgaudit.log_client pgaudit.log_level pgaudit.log_max_string_length
+    pgaudit.log_nested_statements pgaudit.log_parameter pgaudit.log_parameter_max_size pgaudit.log_relation
+    pgaudit.log_rows pgaudit.log_statement pgaudit.log_statement_once pgaudit.role timescaledb.max_background_workers
+    """.split(),  # noqa: SIM905
+        0,
+    )
+)
+
+#: Libraries that nodes preload as far as they are installed: every node the first, some the others.
+ALWAYS = ("pg_stat_statements", "pgaudit")
+TIMESCALE, PARTMAN = "timescaledb", "pg_partman_bgw"
+_WORKERS = 16  # of TimescaleDB, as the contract says
 
 #: A parameter of our own that names the configuration in force; it changes when a reload has been carried out.
 MARKER = "pgherd.config"
@@ -70,7 +86,8 @@ def render(
 ) -> str:
     """postgresql.conf without the marker.
 
-    `libraries`, `session_libraries`: what is installed of what we preload; `extensions`: what tenants may create.
+    `libraries`, `session_libraries`: what is installed of what nodes and sessions load; `extensions`: what tenants may
+    create.
     `archive_command`: empty for a service without a repository, whose segments are thrown away; `archive_timeout` in
     seconds.
 
@@ -80,7 +97,7 @@ def render(
     if unknown := sorted(set(spec.settings) - set(ALLOWED)):
         raise HostFault("A setting is not one that a service may have.", detail=", ".join(unknown)[:200])
     tenant = {name: value for name, value in spec.settings.items() if major >= ALLOWED[name]}
-    values = _platform(spec, major) | _sizes(spec) | {
+    values = _platform(spec, major) | _sizes(spec) | _extras(spec, libraries) | {
         "archive_command": archive_command or "/bin/true",
         "archive_timeout": archive_timeout if archive_command else 0,
         "unix_socket_directories": str(run),
@@ -88,7 +105,7 @@ def render(
         "ssl_key_file": str(config / "server.key"),
         "extwlist.extensions": extensions,
         "session_preload_libraries": ",".join(session_libraries or []),
-        "shared_preload_libraries": ",".join(libraries),
+        "shared_preload_libraries": ",".join(preloaded(spec, libraries)),
         "lc_monetary": locale,
         "lc_numeric": locale,
         "lc_time": locale,
@@ -97,6 +114,36 @@ def render(
     lines = ["# Written by pgherd; changes are overwritten."]
     lines += [f"{name} = {quote(value)}" for name, value in sorted((values | tenant).items())]
     return "\n".join(lines) + "\n"
+
+
+def preloaded(spec: NodeSpec, installed: list[str]) -> list[str]:
+    """What a node preloads of the installed libraries. Raises Unsupported when its TimescaleDB is not there."""
+    if spec.timescale and TIMESCALE not in installed:
+        raise Unsupported(f"TimescaleDB for PostgreSQL {spec.version} is not installed on this host.")
+    wanted = [*ALWAYS, *([TIMESCALE] if spec.timescale else []), *([PARTMAN] if _uses_partman(spec) else [])]
+    return [name for name in wanted if name in installed]
+
+
+def _uses_partman(spec: NodeSpec) -> bool:
+    return any(name.startswith(f"{PARTMAN}.") for name in spec.settings)
+
+
+def _extras(spec: NodeSpec, installed: list[str]) -> dict[str, Setting]:
+    """What the platform sets for libraries that only some nodes have."""
+    values: dict[str, Setting] = {}
+    if spec.timescale:
+        workers = int(spec.settings.get("timescaledb.max_background_workers", _WORKERS))
+        values |= {
+            "max_worker_processes": 8 + min(workers, 128),
+            # Other editions forbid to offer the rest of it as a service.
+            "timescaledb.license": "apache",
+            "timescaledb.max_background_workers": _WORKERS,
+            "timescaledb.telemetry_level": "off",
+        }
+    if _uses_partman(spec) and PARTMAN in installed:
+        # By itself it would work as the superuser, who then runs what tenants wrote.
+        values |= {f"{PARTMAN}.dbname": "defaultdb", f"{PARTMAN}.role": spec.admin.name}
+    return values
 
 
 def _platform(spec: NodeSpec, major: int) -> dict[str, Setting]:

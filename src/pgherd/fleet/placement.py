@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from pgherd.errors import Conflict, Incorrect
+from pgherd.model.features import Installed, missing
 from pgherd.settings import Settings
 
 GIB = 1 << 30
@@ -21,6 +24,7 @@ class Host:
     versions: dict[str, str]
     services: int
     memory_promised: int
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def fits(host: Host, memory_bytes: int, settings: Settings) -> bool:
@@ -38,13 +42,23 @@ def full(host: Host, memory_bytes: int, settings: Settings) -> Conflict:
     )
 
 
-def choose(hosts: list[Host], version: str, memory_bytes: int, settings: Settings) -> Host:
-    """The host with the smallest share of its memory promised. Raises Incorrect or Conflict with the numbers."""
+def choose(
+    hosts: list[Host], version: str, memory_bytes: int, settings: Settings, extensions: Sequence[str] = ()
+) -> Host:
+    """The host with the smallest share of its memory promised, among those that have the version with `extensions`.
+
+    Raises Incorrect or Conflict with what there is.
+    """
     offered = sorted({v for host in hosts for v in host.versions})
     able = [host for host in hosts if version in host.versions]
     if not able:
         known = ", ".join(offered) or "none yet"
         raise Incorrect(f"version: {version} is not installed on any host; available: {known}.")
+    for extension in extensions:
+        able = [host for host in able if Installed.on(host.facts, version).has(extension)]
+        if not able:
+            offers = [v for v in offered if any(Installed.on(host.facts, v).has(extension) for host in hosts)]
+            raise Incorrect(f"{missing(extension, version)}; versions that have it: {', '.join(offers) or 'none'}")
     roomy = [host for host in able if host.services < settings.services_per_host]
     if not roomy:
         most = settings.services_per_host

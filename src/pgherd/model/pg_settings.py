@@ -64,15 +64,20 @@ def flatten(settings: Mapping[str, Any], version: int, plan: Plan | None = None)
     With a plan, settings whose lock tables would not fit its memory are refused too. Raises Incorrect with
     all faults in one message.
     """
-    parameters = {name: value for _, name, value in _leaves(settings) if value is not None}
-    faults = [*_unfit(settings, version), *(_too_many_locks(parameters, plan) if plan else ())]
-    if faults:
+    if faults := faults_of(settings, version, plan):
         raise incorrect(faults)
+    parameters = {name: value for _, name, value in _leaves(settings) if value is not None}
     result = {name: _CONVERT[name](value) if name in _CONVERT else value for name, value in parameters.items()}
     workers = result.get("autovacuum_max_workers", 0)
     if version >= 18 and isinstance(workers, int) and workers > _WORKER_SLOTS:
         result["autovacuum_worker_slots"] = workers
     return result
+
+
+def faults_of(settings: Mapping[str, Any], version: int, plan: Plan | None = None) -> list[str]:
+    """What a service of this version and plan cannot have, as `field: what is allowed`."""
+    parameters = {name: value for _, name, value in _leaves(settings) if value is not None}
+    return [*_unfit(settings, version), *(_too_many_locks(parameters, plan) if plan else ())]
 
 
 def _leaves(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -93,6 +98,10 @@ def _unfit(settings: Mapping[str, Any], version: int) -> Iterator[str]:
             yield f"{path}: must be a time zone that PostgreSQL knows, such as Europe/Zurich or UTC"
         elif name == "wal_sender_timeout" and isinstance(value, int) and 0 < value < 5000:
             yield f"{path}: must be 0 or an integer from 5000 to 10800000"
+        elif name == "io_max_concurrency" and value == 0:
+            yield f"{path}: must be -1 or an integer from 1 to 1024"
+        elif name == "pg_partman_bgw.role" and (value == "postgres" or str(value).startswith(("pg_", "pgherd_"))):
+            yield f"{path}: must be a user of the service"
 
 
 def _too_many_locks(parameters: Mapping[str, Any], plan: Plan) -> Iterator[str]:

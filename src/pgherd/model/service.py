@@ -45,6 +45,11 @@ class Change(msgspec.Struct, frozen=True):
     shared_buffers_percentage: int | UnsetType = UNSET
     pg_settings: dict[str, Any] | UnsetType = UNSET
     pgbouncer_settings: dict[str, Any] | UnsetType = UNSET
+    pgaudit_settings: dict[str, Any] | UnsetType = UNSET
+    pglookout_settings: dict[str, Any] | UnsetType = UNSET
+    timescaledb_settings: dict[str, Any] | UnsetType = UNSET
+    synchronous_replication: str | UnsetType = UNSET
+    variant: str | UnsetType = UNSET
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -61,6 +66,11 @@ class Wish(msgspec.Struct, frozen=True):
     shared_buffers_percentage: int | None = None
     pg_settings: dict[str, Any] = {}
     pgbouncer_settings: dict[str, Any] = {}
+    pgaudit_settings: dict[str, Any] = {}
+    pglookout_settings: dict[str, Any] = {}
+    timescaledb_settings: dict[str, Any] = {}
+    synchronous_replication: str = "off"
+    variant: str = "aiven"
 
     @classmethod
     def draft(cls, change: Change, default_version: str) -> Wish:
@@ -92,6 +102,11 @@ class Wish(msgspec.Struct, frozen=True):
             shared_buffers_percentage=_given(change.shared_buffers_percentage, self.shared_buffers_percentage),
             pg_settings=merge(self.pg_settings, _given(change.pg_settings, {})),
             pgbouncer_settings=merge(self.pgbouncer_settings, _given(change.pgbouncer_settings, {})),
+            pgaudit_settings=merge(self.pgaudit_settings, _given(change.pgaudit_settings, {})),
+            pglookout_settings=merge(self.pglookout_settings, _given(change.pglookout_settings, {})),
+            timescaledb_settings=merge(self.timescaledb_settings, _given(change.timescaledb_settings, {})),
+            synchronous_replication=_given(change.synchronous_replication, self.synchronous_replication),
+            variant=_given(change.variant, self.variant),
         )
 
 

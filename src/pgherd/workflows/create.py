@@ -10,6 +10,7 @@ from psycopg.types.json import Jsonb
 
 from pgherd.errors import Conflict, NotFound
 from pgherd.fleet.placement import choose
+from pgherd.model import features
 from pgherd.model.passwords import new_password, verifier
 from pgherd.model.plan import PLANS
 from pgherd.model.service import Change, Secrets, Wish
@@ -28,6 +29,7 @@ WITHIN = 1800
 def request(app: App, caller: Caller, operation: UUID, name: str, change: Change) -> UUID:
     """Every dice is thrown here: ids, ports, password, host, default slots."""
     wish = Wish.draft(change, app.settings.default_version)
+    features.check(wish)
     password = new_password() if change.admin_password is UNSET else str(change.admin_password)
     known = Secrets(password, verifier(password))
 
@@ -41,7 +43,8 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
         refuse_another_service(app.settings, tx, caller.organization_id)
         refuse_more_memory(app.settings, tx, caller.organization_id, memory_bytes)
         tx.run("lock_hosts")
-        host = choose(hosts(tx), wish.version, memory_bytes, app.settings)
+        host = choose(hosts(tx), wish.version, memory_bytes, app.settings, features.needed(wish))
+        features.check(wish, features.Installed.on(host.facts, wish.version))
         tx.row(
             "insert_service",
             id=service,

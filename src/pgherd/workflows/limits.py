@@ -23,6 +23,7 @@ def hosts(tx: Transaction) -> list[Host]:
             row["facts"]["versions"],
             row["services"],
             row["memory_promised"],
+            row["facts"],
         )
         for row in tx.rows("hosts")
         if row["facts"]

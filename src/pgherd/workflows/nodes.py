@@ -12,9 +12,8 @@ from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from pgherd.errors import Conflict, Fault
-from pgherd.model import certificates
+from pgherd.model import certificates, features
 from pgherd.model.name import network
-from pgherd.model.pg_settings import flatten
 from pgherd.model.plan import PLANS, memory
 from pgherd.model.pool import parameters
 from pgherd.model.service import Secrets, Wish
@@ -139,7 +138,9 @@ def _spec(
             wish.shared_buffers_percentage,
         ),
         max_connections=plan.max_connections,
-        settings=flatten(wish.pg_settings, int(wish.version)),
+        settings=features.parameters(wish),
+        timescale=wish.variant == features.TIMESCALE,
+        audit=features.is_audited(wish),
         ip_filter=[network(entry) for entry in wish.ip_filter],
         loopback=settings.loopback,
         admin=Admin(wish.admin, sealed["verifier"]),

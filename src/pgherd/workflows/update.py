@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from pgherd.errors import Conflict, Incorrect, NotFound
 from pgherd.fleet.placement import GIB
-from pgherd.model.pg_settings import flatten
+from pgherd.model import features
 from pgherd.model.plan import PLANS
 from pgherd.model.pool import check_sum
 from pgherd.model.service import Change, Wish
@@ -52,7 +52,9 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
                 " a change of the major version is not available yet."
             )
         new = old.changed(change)
-        flatten(new.pg_settings, int(new.version), PLANS[new.plan])
+        features.check_variant(old, new)
+        for node in tx.rows("nodes", service_id=row["id"]):
+            features.check(new, features.Installed.on(node["facts"], new.version))
         _refuse_smaller_disk(tx, row, old, new)
         if new.plan != old.plan or new.pgbouncer_settings != old.pgbouncer_settings:
             field = "plan" if new.plan != old.plan else "pgbouncer-settings"

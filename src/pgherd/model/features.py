@@ -1,0 +1,118 @@
+"""What a wish asks beyond plain PostgreSQL: audit log, TimescaleDB, replication; and the parameters of all of it.
+
+Some of it depends on what a host has installed. `Installed` is what the hosts report for one major.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pgherd.contract.schema import incorrect
+from pgherd.errors import Conflict
+from pgherd.model.pg_settings import faults_of, flatten
+from pgherd.model.plan import PLANS
+from pgherd.model.service import Wish
+from pgherd.spec import Setting
+
+TIMESCALE = "timescale"
+#: Keys of pgaudit-settings that not every pgaudit has, with the value that means what it does without them.
+_OPTIONAL: Mapping[str, Any] = {"log_max_string_length": -1, "log_nested_statements": True, "log_parameter_max_size": 0}
+_PACKAGES = {"pgaudit": "postgresql-{}-pgaudit", "timescaledb": "postgresql-{}-timescaledb"}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Of one major on one host: its extensions with their versions, and the parameters that its pgaudit knows.
+
+    `audit` is None where the host does not say.
+    """
+
+    extensions: Mapping[str, str]
+    audit: frozenset[str] | None = None
+
+    @classmethod
+    def on(cls, facts: Mapping[str, Any] | None, major: str) -> Installed:
+        """From the facts that a host reports."""
+        known = (facts or {}).get("audit", {}).get(major)
+        return cls((facts or {}).get("extensions", {}).get(major, {}), None if known is None else frozenset(known))
+
+    def has(self, extension: str) -> bool:
+        """Whether the extension is there."""
+        return bool(self.extensions.get(extension))
+
+
+def is_audited(wish: Wish) -> bool:
+    """Whether the audit log is on."""
+    return bool(wish.pgaudit_settings.get("feature_enabled"))
+
+
+def needed(wish: Wish) -> list[str]:
+    """The extensions without which a host cannot serve the wish."""
+    wanted = {"pgaudit": is_audited(wish), "timescaledb": wish.variant == TIMESCALE}
+    return [extension for extension, is_wanted in wanted.items() if is_wanted]
+
+
+def check(wish: Wish, installed: Installed | None = None) -> None:
+    """Raise Incorrect with all faults of a wish; those that a host decides too, once it is chosen."""
+    faults = list(faults_of(wish.pg_settings, int(wish.version), PLANS[wish.plan]))
+    if wish.synchronous_replication == "quorum" and PLANS[wish.plan].nodes == 1:
+        faults.append(
+            f"synchronous-replication: must be off on plan {wish.plan}: it has one node, and quorum needs another one"
+            " that confirms what is written"
+        )
+    if wish.timescaledb_settings and wish.variant != TIMESCALE:
+        faults.append("timescaledb-settings: only a service of variant timescale has them")
+    if installed is not None:
+        faults += [missing(extension, wish.version) for extension in needed(wish) if not installed.has(extension)]
+        faults += _unknown_to(wish, installed)
+    if faults:
+        raise incorrect(faults)
+
+
+def check_variant(old: Wish, new: Wish) -> None:
+    """Raise Conflict when a service would lose what its data may need."""
+    if old.variant == TIMESCALE != new.variant:
+        raise Conflict(
+            "variant: a service of variant timescale stays one, since its tables may need TimescaleDB;"
+            " create a service of variant aiven and copy the data there."
+        )
+
+
+def missing(extension: str, version: str) -> str:
+    """The fault of a wish that no host can serve, with what an operator does about it."""
+    field = "variant" if extension == "timescaledb" else "pgaudit-settings.feature_enabled"
+    package = _PACKAGES[extension].format(version)
+    todo = f"installs the package {package} there, or PostgreSQL with it by install/postgresql.sh"
+    return (
+        f"{field}: {extension} for PostgreSQL {version} is not installed on the service's host; an operator {todo},"
+        " and runs `pgherd restart`"
+    )
+
+
+def parameters(wish: Wish) -> dict[str, Setting]:
+    """PostgreSQL's parameters for all settings of a wish."""
+    found = flatten(wish.pg_settings, int(wish.version))
+    if wish.variant == TIMESCALE:
+        found |= {f"timescaledb.{name}": value for name, value in wish.timescaledb_settings.items()}
+    if is_audited(wish):
+        found |= {f"pgaudit.{name}": value for name, value in _audit(wish.pgaudit_settings)}
+    return found
+
+
+def _audit(settings: Mapping[str, Any]) -> Iterator[tuple[str, Setting]]:
+    for name, value in settings.items():
+        if name == "log":
+            yield name, ",".join(value) or "none"
+        elif name != "feature_enabled" and (name not in _OPTIONAL or value != _OPTIONAL[name]):
+            yield name, value
+
+
+def _unknown_to(wish: Wish, installed: Installed) -> Iterator[str]:
+    if installed.audit is None or not installed.has("pgaudit"):
+        return
+    for name, value in wish.pgaudit_settings.items():
+        if name in _OPTIONAL and value != _OPTIONAL[name] and f"pgaudit.{name}" not in installed.audit:
+            only = str(_OPTIONAL[name]).lower()
+            yield f"pgaudit-settings.{name}: must be {only}; pgaudit for PostgreSQL {wish.version} has no other here"
