@@ -16,7 +16,8 @@ import pytest
 import requests
 from exoscale_auth import ExoscaleV2Auth
 
-from tests.contract.terraform import Database, LaterService, Pool, Resource, Service, User, Wire, jsonencode
+from tests.contract.terraform import Database, LaterService, Pool, Service, User, jsonencode
+from tests.contract.terraform_plugin import Resource, Wire
 from tests.plugins.instance import Instance, until
 
 Environment = dict[str, str]
