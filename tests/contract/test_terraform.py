@@ -112,13 +112,17 @@ CONFIGURATIONS: dict[str, tuple[type[Service], dict[str, Any], list[dict[str, An
             "pgbouncer_settings": jsonencode(
                 {"server_lifetime": 3600, "autodb_pool_mode": "transaction", "min_pool_size": 2}
             ),
+            "pglookout_settings": jsonencode({"max_failover_replication_time_lag": 30}),
         },
         [
             {"ip_filter": []},
             {"maintenance_dow": "never", "maintenance_time": "00:00:00"},
             {"pg_settings": jsonencode({"jit": True, "autovacuum": VACUUM | {"autovacuum_naptime": 31}})},
             {"pg_settings": jsonencode({"jit": True, "max_prepared_transactions": 5})},
-            {"pgbouncer_settings": jsonencode({"server_lifetime": 1800})},
+            {
+                "pgbouncer_settings": jsonencode({"server_lifetime": 1800}),
+                "pglookout_settings": jsonencode({"max_failover_replication_time_lag": 31}),
+            },
             {"backup_schedule": "23:59", "plan": "startup-8"},
         ],
     ),
