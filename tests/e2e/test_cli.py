@@ -42,6 +42,15 @@ def test_a_first_session(instance: Instance) -> None:
     assert uri.startswith("postgres://avnadmin:")
     assert "password" not in cli(instance, "service", "show", name).stdout.lower()
 
+    options = ("--pgaudit-setting", "feature_enabled=on", "--pgaudit-setting", "log=ddl,role")
+    options += ("--pglookout-setting", "max_failover_replication_time_lag=30", "--synchronous-replication", "off")
+    audited = answer(cli(instance, "service", "update", name, *options, "-o", "json"))
+    assert audited["pgaudit-settings"] == {"feature_enabled": True, "log": ["ddl", "role"]}
+    assert audited["pglookout-settings"] == {"max_failover_replication_time_lag": 30}
+    assert "feature_enabled = true" in cli(instance, "service", "show", name).stdout
+    wrong = cli(instance, "service", "update", name, "--pgaudit-setting", "level=log")
+    assert (wrong.returncode, "log_level" in wrong.stderr) == (2, True), wrong.stderr
+
     changed = answer(cli(instance, "service", "update", name, "--ip-filter", "10.0.0.0/8", "-o", "json"))
     assert changed["ip-filter"] == ["10.0.0.0/8"]
     assert answer(cli(instance, "-o", "json", "service", "update", name, "--clear-ip-filter"))["ip-filter"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from pgherd.cli import service
 from pgherd.cli.outcome import CliError, Exit
 from pgherd.cli.values import read_body, typed_settings
+from tests.contract.answers import document
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -154,3 +157,23 @@ def test_a_body_from_a_file_and_from_standard_input(tmp_path: Path, monkeypatch:
     assert body("-") == {"plan": "y"}
     with pytest.raises(CliError):
         body(f"@{tmp_path}/absent.json")
+
+
+#: Fields that the command line has under other names, or leaves to `pgherd api`.
+ELSEWHERE = {
+    "backup-schedule": "backup_hour",
+    "maintenance": "maintenance_dow",
+    "integrations": None,
+    "migration": None,
+    "fork-from-service": None,
+    "recovery-backup-time": None,
+}
+
+
+@pytest.mark.parametrize(("method", "command"), [("post", service.create), ("put", service.update)])
+def test_every_field_of_the_contract_has_an_option(method: str, command: Any) -> None:
+    body = document()["paths"]["/dbaas-postgres/{name}"][method]["requestBody"]["content"]["application/json"]
+    offered = set(inspect.signature(command).parameters)
+    for field in body["schema"]["properties"]:
+        option = ELSEWHERE.get(field, field.replace("-settings", "-setting").replace("-", "_"))
+        assert option is None or option in offered, field

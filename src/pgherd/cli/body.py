@@ -6,12 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pgherd.cli.client import Api
+from pgherd.cli.client import Api, document
 from pgherd.cli.outcome import CliError, Exit
 from pgherd.cli.secrets_in import read_secret
 from pgherd.cli.values import typed_settings
 
-_PLAIN = ("plan", "version", "admin_username", "termination_protection", "work_mem", "shared_buffers_percentage")
+_PLAIN = (
+    "plan", "version", "admin_username", "termination_protection", "work_mem", "shared_buffers_percentage", "variant",
+    "synchronous_replication",
+)  # fmt: skip
+_PROGRAMS = ("pg", "pgbouncer", "pgaudit", "pglookout", "timescaledb")
 
 
 def create_body(api: Api, wish: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,11 +48,16 @@ def _shared(api: Api, wish: Mapping[str, Any]) -> dict[str, Any]:
     maintenance = _maintenance(wish.get("maintenance_dow"), wish.get("maintenance_time"))
     if maintenance:
         body["maintenance"] = maintenance
-    for program in ("pg", "pgbouncer"):
+    for program in _PROGRAMS:
         if wish.get(f"{program}_setting"):
-            schema = api.call("get-dbaas-settings-pg")["settings"][program]
-            body[f"{program}-settings"] = typed_settings(schema, wish[f"{program}_setting"])
+            body[f"{program}-settings"] = typed_settings(_schema(api, program), wish[f"{program}_setting"])
     return body
+
+
+def _schema(api: Api, program: str) -> dict[str, Any]:
+    """The settings that there are: as the API tells, else, for pgaudit, as the contract has them."""
+    known: dict[str, Any] = api.call("get-dbaas-settings-pg")["settings"]
+    return dict(known.get(program) or document()["components"]["schemas"][f"json-schema-{program}"])
 
 
 def _maintenance(dow: str | None, time: str | None) -> dict[str, str]:

@@ -48,12 +48,19 @@ def service_facts(service: dict[str, Any], now: datetime) -> list[tuple[str, obj
         ("Backups at", _backup_time(service.get("backup-schedule") or {})),
         ("Work memory", _with_unit(service.get("work-mem"), "MB")),
         ("Shared buffers", _with_unit(service.get("shared-buffers-percentage"), "% of the memory")),
-        ("Settings", [f"{name} = {value}" for name, value in flat(service.get("pg-settings") or {})]),
-        ("PgBouncer", [f"{name} = {value}" for name, value in flat(service.get("pgbouncer-settings") or {})]),
+        ("Settings", _settings(service, "pg")),
+        ("PgBouncer", _settings(service, "pgbouncer")),
+        ("Audit log", _settings(service, "pgaudit")),
+        ("TimescaleDB", _settings(service, "timescaledb")),
+        ("Failover", _settings(service, "pglookout")),
         ("Notices", [note.get("message") for note in service.get("notifications") or []]),
         ("Created", age(service.get("created-at"), now)),
         ("Changed", age(service.get("updated-at"), now)),
     ]
+
+
+def _settings(service: dict[str, Any], program: str) -> list[str]:
+    return [f"{name} = {value}" for name, value in flat(service.get(f"{program}-settings") or {})]
 
 
 def operation_facts(operation: dict[str, Any]) -> list[tuple[str, object]]:

@@ -43,3 +43,22 @@ PgbouncerSetting = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="PgBouncer setting; repeat it for several."),
 ]
+PgauditSetting = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Setting of the audit log, which feature_enabled=on begins."),
+]
+PglookoutSetting = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of the failover between nodes.")
+]
+TimescaledbSetting = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of TimescaleDB, with --variant timescale.")
+]
+Variant = Annotated[str | None, typer.Option(help="aiven, or timescale for TimescaleDB.", show_default="aiven")]
+Replication = Annotated[
+    str | None,
+    typer.Option(
+        "--synchronous-replication",
+        help="off, or quorum: a commit waits for another node.",
+        show_default="off",
+    ),
+]

@@ -59,7 +59,8 @@ def _path_in(schema: Schema, key: str) -> list[str]:
     if key in known:
         return known[key]
     near = get_close_matches(key, known, n=3) or [name for name in known if name.endswith(key)]
-    hint = f"Did you mean {', '.join(near)}?" if near else "See them: pgherd api get-dbaas-settings-pg"
+    listed = f"There are: {', '.join(known)}." if len(known) < 20 else "See them: pgherd api get-dbaas-settings-pg"
+    hint = f"Did you mean {', '.join(near)}?" if near else listed
     hint = _ELSEWHERE.get(key, hint)
     raise wrong(f"There is no setting {key!r}.", hint)
 
