@@ -90,6 +90,7 @@ def build_api(settings: Settings) -> Application:
         refusals=unavailable.refusals(hosted),
         lifespan=running(),
         audit=audit,
+        more_faults={"create-dbaas-service-pg": services.faults, "update-dbaas-service-pg": services.faults},
     )
 
 

@@ -37,7 +37,7 @@ def test_every_key_becomes_a_parameter() -> None:
         inner = SCHEMA[group]["properties"]
         values[group] = {name: some_value(name, schema) for name, schema in inner.items()}
     flat = flatten(values, 18)
-    assert set(flat) == set(LEAVES) | {"autovacuum_worker_slots"}
+    assert set(flat) == set(LEAVES)
     assert not any(isinstance(value, dict | list) for value in flat.values())
 
 
@@ -67,11 +67,6 @@ def test_flatten(settings: dict[str, Any], expected: dict[str, Any]) -> None:
     flat = flatten(settings, 15)
     assert flat == expected
     assert [type(value) for value in flat.values()] == [type(value) for value in expected.values()]
-
-
-def test_more_autovacuum_workers_need_slots_from_18_on() -> None:
-    assert flatten({"autovacuum": {"autovacuum_max_workers": 17}}, 18)["autovacuum_worker_slots"] == 17
-    assert "autovacuum_worker_slots" not in flatten({"autovacuum": {"autovacuum_max_workers": 16}}, 18)
 
 
 @pytest.mark.parametrize("name", sorted(SINCE))

@@ -19,9 +19,10 @@ import msgspec
 from pgherd.api import body as bodies
 from pgherd.api import roles, signature
 from pgherd.api.audit import is_recorded, subject
-from pgherd.api.request import Handler, Request
+from pgherd.api.request import Faults, Handler, Request
 from pgherd.api.router import MethodNotAllowed, Router
 from pgherd.contract.document import Contract, Route
+from pgherd.contract.schema import incorrect
 from pgherd.errors import Fault, Forbidden, Incorrect, PgherdError, TooLarge, Unsupported
 from pgherd.store.keys import Key
 
@@ -54,6 +55,7 @@ class Entry:
     handler: Handler | None
     refusal: str
     public: bool
+    more_faults: Faults | None = None
 
 
 class Application:
@@ -74,6 +76,7 @@ class Application:
         lifespan: AbstractAsyncContextManager[Any] | None = None,
         clock: Callable[[], float] = time.time,
         audit: Audit | None = None,
+        more_faults: Mapping[str, Faults] | None = None,
     ) -> None:
         self._keys, self._lifespan, self._clock, self._audit = keys, lifespan, clock, audit
         self._router: Router[Entry] = Router()
@@ -84,7 +87,8 @@ class Application:
                 if name in known or (name not in handlers and name not in refused):
                     raise Fault("The API is incomplete.", detail=f"operation {name} is there twice or has no handler")
                 known.add(name)
-                entry = Entry(handlers.get(name), refused.get(name, ""), name in public)
+                more = (more_faults or {}).get(name)
+                entry = Entry(handlers.get(name), refused.get(name, ""), name in public, more)
                 self._router.add(contract.prefix, route, entry)
         if handlers.keys() - known:
             raise Fault("The API is incomplete.", detail=f"no such operations: {sorted(handlers.keys() - known)}")
@@ -186,7 +190,12 @@ async def _handled(route: Route, entry: Entry, request: Request, raw: bytes) -> 
         roles.check(request.key.role, route.operation_id)
     if entry.handler is None:
         raise Unsupported(entry.refusal)
-    return await entry.handler(replace(request, body=_validated(route, request.params, raw)))
+    body = bodies.parse(raw)
+    request = replace(request, body=body)
+    if faults := _faults(route, request.params, body):
+        # Whoever sends something wrong learns all of it at once.
+        raise incorrect([*faults, *(await entry.more_faults(request) if entry.more_faults else ())])
+    return await entry.handler(request)
 
 
 def _readable(raw: bytes) -> dict[str, Any]:
@@ -197,15 +206,14 @@ def _readable(raw: bytes) -> dict[str, Any]:
         return {}
 
 
-def _validated(route: Route, params: dict[str, str], raw: bytes) -> dict[str, Any]:
+def _faults(route: Route, params: dict[str, str], body: dict[str, Any]) -> list[str]:
     if params:
         route.param_shape.check(params)
-    body = bodies.parse(raw)
     if route.body is not None:
-        route.body.check(body)
-    elif body:
+        return route.body.faults(body)
+    if body:
         raise Incorrect(f"{route.operation_id} takes no body.")
-    return body
+    return []
 
 
 def _refused(error: PgherdError, scope: Scope, cause: Exception | None = None) -> tuple[int, bytes, Headers]:

@@ -31,3 +31,6 @@ class Request:
 
 #: Answers with what msgspec can encode as JSON, or with bytes that are JSON already.
 Handler = Callable[[Request], Awaitable[object]]
+
+#: What is wrong with a body beside what the contract says, however little of it is as the contract wants it.
+Faults = Callable[[Request], Awaitable[list[str]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from pgherd.api.operations import Operations
 from pgherd.api.request import Request
 from pgherd.errors import NotFound, Unsupported
 from pgherd.model import name as names
+from pgherd.model.pg_settings import too_new
 from pgherd.model.plan import PLANS, plan_named
 from pgherd.model.pool import check_sum
 from pgherd.model.service import Change, Maintenance
@@ -96,6 +98,17 @@ class Services:
         """update-dbaas-service-pg"""
         change = read_change(request.body)
         return await self._operations.open(request, partial(_update, request.params["name"], change))
+
+    async def faults(self, request: Request) -> list[str]:
+        """What a body that breaks the contract asks of a PostgreSQL that is too old for it as well."""
+        version, settings = request.body.get("version", self._settings.default_version), request.body.get("pg-settings")
+        if request.operation_id == "update-dbaas-service-pg":
+            owner, name = request.key.organization_id, request.params["name"]
+            row = await self._db.row("views", organization_id=owner, name=name)
+            version = row["wish"]["version"] if row else ""
+        if not isinstance(settings, dict) or not isinstance(version, str) or not re.fullmatch(r"\d\d", version):
+            return []
+        return list(too_new(settings, int(version)))
 
     async def delete(self, request: Request) -> object:
         """delete-dbaas-service and delete-dbaas-service-pg"""

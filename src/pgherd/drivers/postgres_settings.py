@@ -52,6 +52,7 @@ ALLOWED: dict[str, int] = (
 ALWAYS = ("pg_stat_statements", "pgaudit")
 TIMESCALE, PARTMAN = "timescaledb", "pg_partman_bgw"
 _WORKERS = 16  # of TimescaleDB, as the contract says
+_WORKER_SLOTS = 20  # the contract's most
 
 #: A parameter of our own that names the configuration in force; it changes when a reload has been carried out.
 MARKER = "pgherd.config"
@@ -129,8 +130,11 @@ def _uses_partman(spec: NodeSpec) -> bool:
 
 
 def _extras(spec: NodeSpec, installed: list[str]) -> dict[str, Setting]:
-    """What the platform sets for libraries that only some nodes have."""
+    """What the platform sets for majors and libraries that only some nodes have."""
     values: dict[str, Setting] = {}
+    if int(spec.version) >= 18:
+        # Room for as many as may be wished: the number of workers then changes with a reload.
+        values["autovacuum_worker_slots"] = _WORKER_SLOTS
     if spec.timescale:
         workers = int(spec.settings.get("timescaledb.max_background_workers", _WORKERS))
         values |= {

@@ -40,8 +40,6 @@ _DEFAULTS = {
 }
 #: Percent of a plan's memory that lock tables may take.
 _LOCK_PERCENT = 25
-#: PostgreSQL 18 reserves slots for autovacuum workers; its default.
-_WORKER_SLOTS = 16
 
 
 def merge(old: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,17 +65,13 @@ def flatten(settings: Mapping[str, Any], version: int, plan: Plan | None = None)
     if faults := faults_of(settings, version, plan):
         raise incorrect(faults)
     parameters = {name: value for _, name, value in _leaves(settings) if value is not None}
-    result = {name: _CONVERT[name](value) if name in _CONVERT else value for name, value in parameters.items()}
-    workers = result.get("autovacuum_max_workers", 0)
-    if version >= 18 and isinstance(workers, int) and workers > _WORKER_SLOTS:
-        result["autovacuum_worker_slots"] = workers
-    return result
+    return {name: _CONVERT[name](value) if name in _CONVERT else value for name, value in parameters.items()}
 
 
 def faults_of(settings: Mapping[str, Any], version: int, plan: Plan | None = None) -> list[str]:
     """What a service of this version and plan cannot have, as `field: what is allowed`."""
     parameters = {name: value for _, name, value in _leaves(settings) if value is not None}
-    return [*_unfit(settings, version), *(_too_many_locks(parameters, plan) if plan else ())]
+    return [*too_new(settings, version), *_unfit(settings), *(_too_many_locks(parameters, plan) if plan else ())]
 
 
 def _leaves(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -90,11 +84,16 @@ def _leaves(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             yield f"pg-settings.{key}", key, value
 
 
-def _unfit(settings: Mapping[str, Any], version: int) -> Iterator[str]:
-    for path, name, value in _leaves(settings):
+def too_new(settings: Mapping[str, Any], version: int) -> Iterator[str]:
+    """Which settings this major does not have; the values may be anything."""
+    for path, name, _ in _leaves(settings):
         if SINCE.get(name, 0) > version:
             yield f"{path}: needs PostgreSQL {SINCE[name]} or newer; the service runs {version}"
-        elif name == "timezone" and value not in _timezones():
+
+
+def _unfit(settings: Mapping[str, Any]) -> Iterator[str]:
+    for path, name, value in _leaves(settings):
+        if name == "timezone" and value not in _timezones():
             yield f"{path}: must be a time zone that PostgreSQL knows, such as Europe/Zurich or UTC"
         elif name == "wal_sender_timeout" and isinstance(value, int) and 0 < value < 5000:
             yield f"{path}: must be 0 or an integer from 5000 to 10800000"
