@@ -28,7 +28,7 @@ lint: .venv/.ready-dev ## ruff, mypy and the layers
 	$(BIN)/lint-imports
 
 test: lint ## lint, then every test but the long ones; installs what they need
-	@sh install/debian.sh
+	@sh install/debian.sh tests
 	@sh install/postgresql.sh 17 18
 	$(BIN)/pytest -n 2 --dist worksteal --durations 15 --ignore tests/chaos
 

@@ -2,6 +2,7 @@
 # Install the Debian packages that pgherd needs: only what is missing, without questions, without
 # making a packaged PostgreSQL cluster, without starting a daemon, without upgrading anything.
 # Not root: says what is missing and the command for an administrator, and fails.
+# `debian.sh tests`: what only the tests need, too.
 set -eu
 
 major=${PGHERD_DEFAULT_VERSION:-15}
@@ -10,7 +11,11 @@ policy=/usr/sbin/policy-rc.d
 kept=$policy.before-pgherd
 no_cluster=/etc/postgresql-common/createcluster.d/pgherd-install.conf
 
+for_tests=${1:-}
+
 missing_packages() {
+    # promtool, which checks the form of what a service tells Prometheus.
+    [ "$for_tests" != tests ] || command -v promtool >/dev/null 2>&1 || echo prometheus
     command -v s6-svscan >/dev/null 2>&1 || echo s6
     command -v execlineb >/dev/null 2>&1 || echo execline
     command -v flock >/dev/null 2>&1 || echo util-linux
@@ -18,6 +23,8 @@ missing_packages() {
     [ "$(id -u)" != 0 ] || command -v nft >/dev/null 2>&1 || [ -x /usr/sbin/nft ] || echo nftables
     /usr/bin/python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || echo python3-venv
     locale_present || [ -e /usr/share/i18n/locales/en_US ] || echo locales
+    # Tells Prometheus of a service, one process a service; the package's own daemon stays off.
+    [ -n "${PGHERD_EXPORTER:-}" ] || [ -x /usr/bin/prometheus-postgres-exporter ] || echo prometheus-postgres-exporter
     [ -n "${PGHERD_POSTGRES_BINDIRS:-}" ] && return
     [ ! -x "$beside/bin/postgres" ] || return
     [ -x "/usr/lib/postgresql/$major/bin/postgres" ] || echo "postgresql-$major"

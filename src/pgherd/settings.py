@@ -73,6 +73,9 @@ class Settings:
         "seconds after which a WAL segment that was written to is archived though not full: what a lost node loses",
     )
     pgbackrest: str = _setting("", "pgBackRest; empty: what install/pgbackrest.sh installed, else /usr/bin/pgbackrest")
+    exporter: str = _setting(
+        "", "postgres_exporter, which tells Prometheus of a service; empty: /usr/bin/prometheus-postgres-exporter"
+    )
     memory_cap_percent: int = _setting(
         5, "most of the host's memory, in percent, that sizes one service's PostgreSQL, however large its plan"
     )

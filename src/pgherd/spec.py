@@ -144,6 +144,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     `pools` are served by PgBouncer on `port` + 1, with the parameters `pooler` (names of
     pgbouncer.ini). Without a `repository` nothing is archived. `jobs`: what the host has to do beside that.
     With `timescale` TimescaleDB is preloaded and in defaultdb; with `audit` every database has the extension pgaudit.
+    `monitor` is the bcrypt hash, sealed for the host, of the password with which Prometheus reads `port` + 3;
+    empty: nothing answers there.
     """
 
     node_id: str
@@ -173,6 +175,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
     repository: Repository | None = None
     jobs: list[Job] = []
     about: About | None = None
+    monitor: str = ""
 
 
 class JobStatus(msgspec.Struct, frozen=True):
@@ -294,6 +297,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     `versions` maps a major to the full installed version; `listeners` are ports that others listen on. `extensions`
     maps a major to the extensions that tenants may create with the version they get; empty: not installed here. `audit`
     maps a major to the parameters of services that its pgaudit knows.
+    `exporter` is the version of the Prometheus exporter; empty: there is none.
     """
 
     memory_bytes: int
@@ -303,3 +307,4 @@ class HostFacts(msgspec.Struct, frozen=True):
     rooted: bool = False
     extensions: dict[str, dict[str, str]] = {}
     audit: dict[str, list[str]] = {}
+    exporter: str = ""

@@ -21,6 +21,7 @@ from pgherd.api.operations import Ends, Operations
 from pgherd.api.platform import Platform
 from pgherd.api.pools import Pools
 from pgherd.api.services import Services
+from pgherd.api.telemetry import Telemetry
 from pgherd.api.unknown_nodes import UnknownNodes
 from pgherd.contract.document import load_hosted, load_platform
 from pgherd.reconcilers.rounds import Rounds
@@ -78,6 +79,7 @@ def build_api(settings: Settings) -> Application:
         **Access(reads, vault, operations).handlers(),
         **Pools(operations).handlers(),
         **Backups(reads, operations).handlers(),
+        **Telemetry(settings, reads, vault, ends).handlers(),
         **audit.handlers(),
         **catalog.handlers(),
         **platform.handlers(),

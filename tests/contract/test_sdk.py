@@ -99,7 +99,6 @@ class TestDefaults:
             "backups": [],
             "connection-pools": [],
             "pgbouncer-settings": {},
-            "prometheus-uri": {},
             "databases": ["defaultdb"],
             "max-connections": 25,
             "shared-buffers-percentage": 20,
@@ -115,6 +114,7 @@ class TestDefaults:
         params = shown["uri-params"]
         host, port = params["host"], params["port"]
         assert shown["uri"] == f"postgres://avnadmin@{host}:{port}/defaultdb?sslmode=require"
+        assert shown["prometheus-uri"] == {"host": host, "port": int(port) + 3}
         assert params == {"dbname": "defaultdb", "host": host, "port": port, "sslmode": "require", "user": "avnadmin"}
         assert shown["connection-info"]["uri"] == [shown["uri"]]
         assert shown["connection-info"]["params"] == [params]

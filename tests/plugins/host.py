@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 import msgspec
 import psycopg
 import pytest
@@ -32,6 +33,7 @@ from pgherd.drivers import os_users, postgres
 from pgherd.drivers.postgres import Cluster
 from pgherd.settings import Settings
 from pgherd.spec import Admin, HostFacts, Memory, NodeSpec, NodeStatus, Tls, UnknownNode
+from pgherd.telemetry import LogQuestion, LogUnit, Sample
 
 PASSWORD = "opens-sesame"
 #: What nodes run when a test names nothing else; with another one the same tests show that it is as good.
@@ -48,6 +50,9 @@ class MemoryLink:
         self.facts: HostFacts | None = None
         self.history: list[NodeStatus] = []
         self.recovery, self.unknown_nodes = sealing.new_host_key(), dict[str, UnknownNode]()
+        self.sampled: list[Sample] = []
+        self.asked: list[LogQuestion] = []
+        self.answers: dict[str, list[LogUnit]] = {}
         self._bell, self._changed = Bell(), False
 
     def register(self, public_key: str, facts: HostFacts) -> None:
@@ -67,6 +72,16 @@ class MemoryLink:
 
     def unknown(self, nodes: list[UnknownNode], present: list[str]) -> None:
         self.unknown_nodes = {node.spec.node_id: node for node in nodes}
+
+    def samples(self, samples: list[Sample]) -> None:
+        self.sampled += samples
+
+    def questions(self) -> list[LogQuestion]:
+        asked, self.asked = self.asked, []
+        return asked
+
+    def answer(self, question: LogQuestion, units: list[LogUnit]) -> None:
+        self.answers[question.batch] = units
 
     def wait(self, timeout: float) -> bool:
         self._bell.wait(timeout)
@@ -116,6 +131,11 @@ class RunningHost:
             tls=Tls(certificate, sealing.seal(public, key)), disk_bytes=8 << 30,
         )  # fmt: skip
         return msgspec.structs.replace(spec, **changes)
+
+    def monitor(self, password: str = PASSWORD) -> str:
+        """What a spec says of the password for Prometheus."""
+        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+        return sealing.seal(sealing.public_key(self.agent.host.private_key), hashed)
 
     def change(self, spec: NodeSpec, **changes: Any) -> NodeSpec:
         """Wish for the next generation of a node."""

@@ -14,7 +14,8 @@ from pgherd import failpoints
 from pgherd.agent.agent import Agent
 from pgherd.agent.link import Bell
 from pgherd.settings import Settings
-from pgherd.spec import HostFacts, NodeSpec, NodeStatus
+from pgherd.spec import HostFacts, NodeSpec, NodeStatus, UnknownNode
+from pgherd.telemetry import LogQuestion, LogUnit, Sample
 
 
 class DirectoryLink:
@@ -35,6 +36,21 @@ class DirectoryLink:
         aside.rename(self._home / "said" / f"{status.node_id}.json")
         if status.state == "absent":
             (self._home / "wish" / f"{status.node_id}.json").unlink(missing_ok=True)
+
+    def recovery_key(self) -> str:
+        return ""
+
+    def unknown(self, nodes: list[UnknownNode], present: list[str]) -> None:
+        pass
+
+    def samples(self, samples: list[Sample]) -> None:
+        pass
+
+    def questions(self) -> list[LogQuestion]:
+        return []
+
+    def answer(self, question: LogQuestion, units: list[LogUnit]) -> None:
+        raise AssertionError("nothing was asked")
 
     def wait(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout

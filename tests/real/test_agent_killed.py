@@ -25,7 +25,7 @@ _POOLER = pgbouncer.program(Settings().pgbouncer)
 _RUNNING = ["place", "firewall", "limits", "configure", "supervise", "start", "restart", "reload", "admin"]
 _RUNNING += ["task", "pools", "record"]
 _PLACES = [f"running {step} {edge}" for step in _RUNNING for edge in ("begin", "end")]
-_ABSENT = ["jobs", "pools", "stop", "repository", "delete", "limits", "firewall", "record"]
+_ABSENT = ["jobs", "exporter", "pools", "stop", "repository", "delete", "limits", "firewall", "record"]
 _PLACES += [f"absent {step} {edge}" for step in _ABSENT for edge in ("begin", "end")]
 
 
@@ -102,7 +102,9 @@ def test_the_places_are_those_that_a_create_and_a_delete_pass(process: AgentProc
 def test_killed_at_any_place_the_wish_comes_true(process: AgentProcess, place: str) -> None:
     (process.points / "arm").write_text(f"agent {place} kill\n")
     pools = [Pool("main", "made", "session", 2)] if _POOLER is not None and _POOLER.serves else []
-    spec = process.wish(process.host.spec(task=Task("t", "create-database", "made"), pools=pools))
+    spec = process.wish(
+        process.host.spec(task=Task("t", "create-database", "made"), pools=pools, monitor=process.host.monitor())
+    )
     assert process.until_in_force(spec).task == TaskResult("t", "done")
     with process.host.connect(spec, dbname="main" if pools else "made", port=spec.port + len(pools)) as connection:
         connection.execute("CREATE TABLE public.t AS SELECT 1")

@@ -15,7 +15,8 @@ def _rules(text: str) -> list[list[str]]:
 def test_an_empty_filter_lets_nobody_in_but_the_platform() -> None:
     rules = _rules(hba.render_hba([], loopback=False))
     assert rules[0] == ["local", "all,replication", "postgres", "peer", "map=platform"]
-    assert [rule for rule in rules[1:] if rule[-1] != "reject"] == []
+    assert rules[1] == ["local", "postgres", "pgherd_monitor", "peer", "map=platform"]
+    assert [rule for rule in rules[2:] if rule[-1] != "reject"] == []
 
 
 def test_loopback_clients_pass_while_the_service_is_advertised_there() -> None:
@@ -34,7 +35,7 @@ def test_replication_and_the_superuser_are_refused_before_anybody_passes() -> No
     rules = _rules(hba.render_hba(["0.0.0.0/0"], loopback=True))
     first_open = next(i for i, rule in enumerate(rules) if rule[-1] == "scram-sha-256")
     assert ["host", "replication", "all", "all", "reject"] in rules[:first_open]
-    assert ["host", "all", "postgres,pgherd_pooler", "all", "reject"] in rules[:first_open]
+    assert ["host", "all", "postgres,pgherd_pooler,pgherd_monitor", "all", "reject"] in rules[:first_open]
 
 
 @pytest.mark.parametrize("entry", ["example.com", "10.0.0.0/8 x", "10.0.0.0/8\nhost all all all trust", "", "1.1.1"])

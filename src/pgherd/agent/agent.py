@@ -26,8 +26,9 @@ from pgherd.agent.jobs import Jobs
 from pgherd.agent.link import Link, PostgresLink
 from pgherd.agent.records import read_record, write_private
 from pgherd.agent.repositories import Repositories
+from pgherd.agent.telemetry import Telemetry
 from pgherd.agent.unknown import Deleted, Unknown
-from pgherd.drivers import pgbackrest, pgbouncer, postgres
+from pgherd.drivers import exporter, pgbackrest, pgbouncer, postgres
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
 from pgherd.drivers.os_users import OsUsers
@@ -102,6 +103,8 @@ class Agent:
         )  # fmt: skip
         self.unknown = Unknown(self.host.private_key)
         self.nodes: dict[str, Node] = {}
+        self._exporter = exporter.program(settings.exporter)
+        self.telemetry = Telemetry(self.host, self._exporter, self.nodes.__contains__, link)
         self._unsent: dict[str, NodeStatus] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -127,6 +130,7 @@ class Agent:
             except Unavailable as error:
                 log.warning("%s", error)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.telemetry.stop()
 
     def stop(self) -> None:
         """End `run` soon; may be called by a signal handler."""
@@ -159,12 +163,13 @@ class Agent:
                 self._accept(spec)
             self._ask_at = now + _ASK_EVERY
         if now >= self._facts_at:
-            facts = report.facts(self.programs, {n.spec.port for n in self.nodes.values()})
+            facts = report.facts(self.programs, self._exporter, {n.spec.port for n in self.nodes.values()})
             if facts != self._facts or asked:
                 self.link.register(sealing.public_key(self.host.private_key), facts)
                 self._facts = facts
             self._facts_at = now + _FACTS_EVERY
         self._send()
+        self.telemetry.exchange()
 
     def _send(self) -> None:
         with self._lock:
@@ -262,7 +267,7 @@ class Agent:
         convergence = Convergence(self.host, spec)
         measure = time.monotonic() >= node.sized
         try:
-            seen = postgres.observe(convergence.cluster, convergence.cut, size=measure)
+            seen = self.telemetry.observe(convergence, size=measure)
         except PgherdError as error:
             self._say(node, msgspec.structs.replace(
                 node.status, state="starting", step="start", reason=report.describe(error, self.home.root),
@@ -282,7 +287,9 @@ class Agent:
         tending = Tending(self.host.repositories, self.host.jobs, spec, convergence.cluster, node.care, groups)
         node.jobs = tending.carry_out(seen.archiver, idle=not self._converges())
         works = any(job.state in ("waiting", "running") for job in node.jobs)
-        return self._running(node, spec, seen), _LOOK_AT_JOB if works or not tending.settled else _LOOK_EVERY
+        status = self._running(node, spec, seen)
+        self.telemetry.observed(convergence, seen, status.disk_used)
+        return status, _LOOK_AT_JOB if works or not tending.settled else _LOOK_EVERY
 
     def _converge(self, node: Node, spec: NodeSpec) -> tuple[NodeStatus, float]:
         overtaken = lambda: node.spec is not spec or self._stopping.is_set()  # noqa: E731
@@ -391,6 +398,7 @@ class Agent:
         node = self.nodes.get(node_id)
         if node is not None and node.spec.desired == "absent":
             del self.nodes[node_id]
+            self.telemetry.forget(node_id)
             self._file(node_id).unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import backups, features, pooling, report, tasks, warm
+from pgherd.agent import backups, exporting, features, pooling, report, tasks, warm
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.pooling import Pooling
 from pgherd.agent.records import Record, read_record, write_private
@@ -120,14 +120,18 @@ class Convergence:
         self._do("pools", self._ensure_pools)
 
     def _stop(self) -> None:
+        export = exporting.service_name(self.spec.node_id)
         self._do("jobs", lambda: self.host.jobs.end_others(self.spec.node_id))
+        self._do("exporter", lambda: self.host.supervisor.down(export, _STOP_PATIENCE))
         self._do("pools", lambda: self.host.supervisor.down(pooling.service_name(self.spec.node_id), _STOP_PATIENCE))
         self._do("stop", lambda: self.host.supervisor.down(self.service, _STOP_PATIENCE))
 
     def _remove(self) -> None:
+        export = exporting.service_name(self.spec.node_id)
         pool = pooling.service_name(self.spec.node_id)
         self._do("jobs", lambda: self.host.jobs.end_others(self.spec.node_id))
         self.host.deleted.note(self.spec.node_id)
+        self._do("exporter", lambda: self.host.supervisor.remove(export, gently=False))
         self._do("pools", lambda: self.host.supervisor.remove(pool, gently=False))
         self._do("stop", lambda: self.host.supervisor.remove(self.service, gently=False))
         self._do("repository", self._remove_repository)

@@ -1,4 +1,4 @@
-"""The agent's way to the control plane: the functions of the schema `host_api`, and one notification.
+"""The agent's way to the control plane: the functions of the schema `host_api`, and two notifications.
 
 One connection, used by the agent's main thread alone; `wake` may be called by any thread.
 """
@@ -16,8 +16,9 @@ import psycopg
 
 from pgherd.errors import Unavailable
 from pgherd.spec import HostFacts, NodeSpec, NodeStatus, UnknownNode
+from pgherd.telemetry import LogQuestion, LogUnit, Sample
 
-_CHANNEL = "pgherd_host"
+_CHANNEL, _QUESTIONS = "pgherd_host", "pgherd_ask"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect
 
 
@@ -38,6 +39,15 @@ class Link(Protocol):
 
     def unknown(self, nodes: list[UnknownNode], present: list[str]) -> None:
         """Say which nodes are here that the control plane does not know; `present`: ids of all that are here."""
+
+    def samples(self, samples: list[Sample]) -> None:
+        """Say what nodes used."""
+
+    def questions(self) -> list[LogQuestion]:
+        """The log lines that are asked for; empty, and nothing is asked of the control plane, when none can be."""
+
+    def answer(self, question: LogQuestion, units: list[LogUnit]) -> None:
+        """Answer a question."""
 
     def wait(self, timeout: float) -> bool:
         """Wait for `wake` or a notification, `timeout` seconds at most; True when specs may have changed."""
@@ -77,7 +87,7 @@ class PostgresLink:
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
         self._bell = Bell()
         self._pause, self._next_try = _FIRST_PAUSE, 0.0
-        self._fresh = False
+        self._fresh = self._asked = False
 
     def register(self, public_key: str, facts: HostFacts) -> None:
         """See Link."""
@@ -102,6 +112,23 @@ class PostgresLink:
         texts = msgspec.json.encode(nodes).decode(), msgspec.json.encode(present).decode()
         self._call("SELECT host_api.unknown(%s::jsonb, %s::jsonb)", *texts)
 
+    def samples(self, samples: list[Sample]) -> None:
+        """See Link."""
+        self._call("SELECT host_api.samples(%s::jsonb)", msgspec.json.encode(samples).decode())
+
+    def questions(self) -> list[LogQuestion]:
+        """See Link."""
+        if not self._asked:
+            return []
+        rows = self._call("SELECT coalesce(jsonb_agg(ask), '[]')::text FROM host_api.questions() AS q(ask)")
+        self._asked = False
+        return msgspec.json.decode(str(rows[0][0]), type=list[LogQuestion])
+
+    def answer(self, question: LogQuestion, units: list[LogUnit]) -> None:
+        """See Link."""
+        answer = msgspec.json.encode(units).decode()
+        self._call("SELECT host_api.answer(%s::uuid, %s::uuid, %s::jsonb)", question.batch, question.node_id, answer)
+
     def wake(self) -> None:
         """See Link."""
         self._bell.ring()
@@ -117,22 +144,27 @@ class PostgresLink:
             return True
         try:
             # Notifications that came in with an earlier answer are already in the process.
-            notified = [n for n in connection.notifies(timeout=0) if n.payload in ("", self._host)]
+            notified = self._notified(connection)
             if not notified and self._bell.wait(timeout, connection.fileno()):
-                notified = [n for n in connection.notifies(timeout=0) if n.payload in ("", self._host)]
+                notified = self._notified(connection)
         except psycopg.Error as error:
             raise self._lost(error) from None
-        return bool(notified)
+        return _CHANNEL in notified
+
+    def _notified(self, connection: psycopg.Connection[tuple[object, ...]]) -> set[str]:
+        channels = {n.channel for n in connection.notifies(timeout=0) if n.payload in ("", self._host)}
+        self._asked = self._asked or _QUESTIONS in channels
+        return channels
 
     def _connect(self) -> psycopg.Connection[tuple[object, ...]] | None:
         try:
             connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5, prepare_threshold=2)
-            connection.execute(f"LISTEN {_CHANNEL}")
+            connection.execute(f"LISTEN {_CHANNEL}; LISTEN {_QUESTIONS}")
         except psycopg.Error:
             self._next_try = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             return None
-        self._connection, self._pause, self._fresh = connection, _FIRST_PAUSE, True
+        self._connection, self._pause, self._fresh, self._asked = connection, _FIRST_PAUSE, True, True
         return connection
 
     def _call(self, query: str, *values: str) -> list[tuple[object, ...]]:

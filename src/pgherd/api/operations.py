@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -27,7 +28,7 @@ HOLD = 2.0
 
 
 class Ends:
-    """Listens for ended operations and changed keys; one connection for the whole process."""
+    """Listens for ended operations, hosts' answers and changed keys; one connection for the whole process."""
 
     def __init__(self, url: str, keys: KeyCache) -> None:
         self._url = url
@@ -44,6 +45,7 @@ class Ends:
                 async with connection:
                     await connection.execute("listen pgherd_operation")
                     await connection.execute("listen pgherd_keys")
+                    await connection.execute("listen pgherd_answer")
                     self._keys.forget()
                     async for notice in connection.notifies():
                         if notice.channel == "pgherd_keys":
@@ -60,21 +62,31 @@ class Ends:
 
     async def wait(self, operation: UUID, look: Callable[[], Any], seconds: float = HOLD) -> DictRow:
         """What `look` finds: at once when the operation has ended, else at its end or after so many seconds."""
-        event, name = asyncio.Event(), str(operation)
+        row: DictRow = await self.until(str(operation), look, _has_ended, seconds)
+        return row
+
+    async def until(self, name: str, look: Callable[[], Any], reached: Callable[[Any], bool], seconds: float) -> Any:
+        """What `look` finds: once it is `reached`, looking again with each notification of `name`, or in the end."""
+        event, deadline = asyncio.Event(), time.monotonic() + seconds
         self._waiting.setdefault(name, set()).add(event)
         try:
-            row: DictRow = await look()
-            if row["state"] == "pending" and not row["overdue"]:
+            found = await look()
+            while not reached(found):
                 try:
-                    await asyncio.wait_for(event.wait(), seconds)
+                    await asyncio.wait_for(event.wait(), deadline - time.monotonic())
                 except TimeoutError:
-                    return row
-                row = await look()
-            return row
+                    break
+                event.clear()
+                found = await look()
+            return found
         finally:
             self._waiting[name].discard(event)
             if not self._waiting[name]:
                 del self._waiting[name]
+
+
+def _has_ended(row: DictRow) -> bool:
+    return row["state"] != "pending" or bool(row["overdue"])
 
 
 class Operations:

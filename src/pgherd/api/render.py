@@ -82,7 +82,7 @@ def service(row: DictRow, settings: Settings, organization: str) -> dict[str, An
         "pgaudit-settings": wish.pgaudit_settings,
         "pgbouncer-settings": wish.pgbouncer_settings,
         "pglookout-settings": wish.pglookout_settings,
-        "prometheus-uri": {},
+        "prometheus-uri": {"host": host, "port": port + 3} if any(node["exporter"] for node in nodes) else {},
         "shared-buffers-percentage": wish.shared_buffers_percentage or 20,
         "synchronous-replication": wish.synchronous_replication,
         "timescaledb-settings": wish.timescaledb_settings,

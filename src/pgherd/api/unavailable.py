@@ -13,7 +13,6 @@ from pgherd.contract.document import Contract, Route
 _MAINTENANCE = "with maintenance windows"
 _UPGRADES = "with major upgrades"
 _REPLICAS = "with read replicas and migrations"
-_TELEMETRY = "with metrics and logs"
 
 #: operationId -> when it comes.
 COMING: Mapping[str, str] = {
@@ -29,8 +28,6 @@ COMING: Mapping[str, str] = {
     "delete-dbaas-integration": _REPLICAS,
     "list-dbaas-integration-types": _REPLICAS,
     "list-dbaas-integration-settings": _REPLICAS,
-    "get-dbaas-service-logs": _TELEMETRY,
-    "get-dbaas-service-metrics": _TELEMETRY,
 }
 
 _SERVED = "served"

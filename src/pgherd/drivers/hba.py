@@ -27,7 +27,12 @@ def render_hba(ip_filter: Sequence[str], loopback: bool, *, pooled: bool = False
     `pooled`: PgBouncer, which runs as the service's OS user, logs in over the local socket as whom it has
     authenticated. Nobody but that user can reach the socket; up to 15 no map can name every role, hence `trust`.
     """
-    lines = ["# Written by pgherd; changes are overwritten.", "local all,replication postgres peer map=platform"]
+    lines = [
+        "# Written by pgherd; changes are overwritten.",
+        "local all,replication postgres peer map=platform",
+        "local postgres pgherd_monitor peer map=platform",
+        "local all pgherd_monitor reject",
+    ]
     if pooled:
         lines += [
             "local postgres pgherd_pooler peer map=platform",
@@ -38,7 +43,7 @@ def render_hba(ip_filter: Sequence[str], loopback: bool, *, pooled: bool = False
     lines += [
         "local all,replication all reject",
         "host replication all all reject",
-        "host all postgres,pgherd_pooler all reject",
+        "host all postgres,pgherd_pooler,pgherd_monitor all reject",
         "host postgres,template1 all all reject",
         *(f"hostssl all all {network} scram-sha-256" for network in allowed_networks(ip_filter, loopback)),
         "host all all all reject",
@@ -47,10 +52,14 @@ def render_hba(ip_filter: Sequence[str], loopback: bool, *, pooled: bool = False
 
 
 def render_ident(os_user: str, *, pooled: bool = False, major: int = 15) -> str:
-    """pg_ident.conf: the service's own OS user is the superuser `postgres` on the local socket; see `render_hba`."""
+    """pg_ident.conf: the service's own OS user is the superuser `postgres` on the local socket; see `render_hba`.
+
+    Its exporter logs in as a role that may only look.
+    """
     if '"' in os_user or "\n" in os_user:
         raise HostFault("An OS user's name is not acceptable.", detail=repr(os_user))
     lines = ["# Written by pgherd; changes are overwritten.", f'platform "{os_user}" postgres']
+    lines.append(f'platform "{os_user}" pgherd_monitor')
     if pooled:
         lines.append(f'platform "{os_user}" pgherd_pooler')
     if pooled and major >= 16:

@@ -32,6 +32,7 @@ _CLOSED = (_AUTH, "pgbouncer", "postgres", "template0", "template1")
 _POOL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _EVERYWHERE = ("0.0.0.0/0", "::/0")
 _CLIENTS_PER_GIB = 500
+_MOST_ROWS = 1000  # of a table of its console that is told on
 _MARKER = "syslog_ident"  # a parameter without effect here: nothing is sent to syslog
 _INTEGERS = {
     "autodb_idle_timeout": (0, 86400),
@@ -186,7 +187,7 @@ def _bounded(name: str, value: Setting) -> int:
 def render_hba(spec: NodeSpec, networks: Sequence[str]) -> str:
     """Who may use which pool from where; what no line names is refused. The console is not reached through this."""
     lines = ["# Written by pgherd; changes are overwritten."]
-    for closed in (f"{','.join(_CLOSED)} all", f"all postgres,{ROLE}"):
+    for closed in (f"{','.join(_CLOSED)} all", f"all postgres,{ROLE},pgherd_monitor"):
         lines += [f"host {closed} {network} reject" for network in _EVERYWHERE]
     for pool in spec.pools:
         user = _quoted(pool.username) if pool.username else "all"
@@ -248,6 +249,29 @@ def look(console: Console) -> Seen | None:
     return Seen(found[0] if found else "", marker or "")
 
 
+def counted(console: Console) -> dict[str, list[dict[str, str]]] | None:
+    """What it counts, by `pools`, `stats` and `lists`, as its console names the columns; None: it does not answer."""
+    asked = {"pools": "SHOW POOLS", "stats": "SHOW STATS", "lists": "SHOW LISTS"}
+    script = [word for command in asked.values() for word in ("-c", command, "-c", "\\echo")]
+    answer = unprivileged.run(
+        console.account, [*_psql(console), *script], timeout=10, limit=4 << 20, env=_PSQL_ENV, memory=512 << 20
+    )
+    if answer.code != 0:
+        return None
+    tables: list[list[list[str]]] = [[]]
+    for row in csv.reader(io.StringIO(answer.out.decode(errors="replace"))):
+        if row:
+            tables[-1].append(row)
+        else:
+            tables.append([])
+    found = {
+        part: [dict(zip(table[0], row, strict=False)) for row in table[1 : _MOST_ROWS + 1]] if table else []
+        for part, table in zip(asked, tables, strict=False)
+    }
+    own = (_AUTH, "pgbouncer")
+    return {part: [row for row in rows if row.get("database") not in own] for part, rows in found.items()}
+
+
 def reload(console: Console) -> None:
     """Let it read its configuration again; connections of pools that did not change stay."""
     _ask(console, "RELOAD")
@@ -277,11 +301,17 @@ def cut(console: Console, spec: NodeSpec, networks: Sequence[str], users: Collec
     return True
 
 
+_PSQL_ENV = {"PGCONNECT_TIMEOUT": "3", "PGGSSENCMODE": "disable", "PGSSLMODE": "disable"}
+
+
+def _psql(console: Console) -> list[str]:
+    where = ["-h", str(console.run), "-p", str(console.port), "-U", "pgbouncer", "-d", "pgbouncer"]
+    return [str(console.psql), "-Xqw", "--csv", *where]
+
+
 def _ask(console: Console, command: str) -> list[dict[str, str]] | None:
-    argv = [str(console.psql), "-Xqw", "--csv", "-h", str(console.run), "-p", str(console.port)]
-    argv += ["-U", "pgbouncer", "-d", "pgbouncer", "-c", command]
-    env = {"PGCONNECT_TIMEOUT": "3", "PGGSSENCMODE": "disable", "PGSSLMODE": "disable"}
-    answer = unprivileged.run(console.account, argv, timeout=10, limit=32 << 20, env=env, memory=512 << 20)
+    argv = [*_psql(console), "-c", command]
+    answer = unprivileged.run(console.account, argv, timeout=10, limit=32 << 20, env=_PSQL_ENV, memory=512 << 20)
     if answer.code != 0:
         return None
     rows = csv.DictReader(io.StringIO(answer.out.decode(errors="replace")))

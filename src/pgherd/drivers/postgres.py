@@ -45,6 +45,10 @@ _OPTIONS = {
     "lock_timeout": "2000",
     "log_min_error_statement": "panic",  # a failed statement may hold a verifier; it must not be logged
     "log_statement": "none",
+    # What a tenant sets for its own statements must not fill its log with ours, or show a verifier in it.
+    "log_min_duration_statement": "-1",
+    "log_min_duration_sample": "-1",
+    "log_duration": "off",
     "pg_stat_statements.track": "none",
     "pgaudit.log": "none",
     "jit": "off",
@@ -139,7 +143,10 @@ class Archiver(msgspec.Struct, frozen=True):
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What a cluster says of itself. `config` and `restart` are the markers it was loaded and started with."""
+    """What a cluster says of itself. `config` and `restart` are the markers it was loaded and started with.
+
+    `more` is what the caller's own expression gave, as JSON.
+    """
 
     version: str
     config: str
@@ -152,6 +159,7 @@ class Observation(msgspec.Struct, frozen=True):
     newest_database: int = 0  # oid
     preloaded: str = ""
     archiver: Archiver | None = None
+    more: msgspec.Raw = msgspec.Raw(b"null")
 
 
 def installed() -> dict[str, Path]:
@@ -295,8 +303,11 @@ def psql(
     raise HostFault("SQL to a service failed.", detail=said)
 
 
-def observing(cut: str, *, size: bool) -> str:
-    """The SQL of `observe`; `cut` is an SQL number that ends connections that are not allowed, see `hba.count_cut`."""
+def observing(cut: str, *, size: bool, more: str = "NULL") -> str:
+    """The SQL of `observe`; `cut` is an SQL number that ends connections that are not allowed, see `hba.count_cut`.
+
+    `more` is an SQL expression for JSON that is asked for in the same breath.
+    """
     measured = (
         "(SELECT sum(pg_database_size(oid)) FROM pg_database)::bigint"
         " + (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir())::bigint"
@@ -310,8 +321,8 @@ def observing(cut: str, *, size: bool) -> str:
          (SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' LIMIT {MOST_SEEN}) d),
       'users', (SELECT coalesce(json_agg(json_build_object('name', rolname, 'replication', rolreplication, 'password',
          coalesce(left(encode(sha256(convert_to(rolpassword, 'UTF8')), 'hex'), 16), '')) ORDER BY rolname), '[]') FROM
-         (SELECT * FROM pg_authid WHERE rolcanlogin AND NOT rolsuper AND rolname <> 'pgherd_pooler'
-          LIMIT {MOST_SEEN}) r),
+         (SELECT * FROM pg_authid WHERE rolcanlogin AND NOT rolsuper
+           AND rolname NOT IN ('pgherd_pooler', 'pgherd_monitor') LIMIT {MOST_SEEN}) r),
       'pending_restart',
          (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
       'max_connections', current_setting('max_connections')::int,
@@ -322,6 +333,7 @@ def observing(cut: str, *, size: bool) -> str:
          'at', coalesce(to_char(last_archived_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), ''),
          'fails', coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false),
          'waiting', (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready')) FROM pg_stat_archiver),
+      'more', {more},
       'cut', {cut});
     """
 
@@ -334,9 +346,9 @@ def parse_observation(text: str) -> Observation:
         raise HostFault("A service's PostgreSQL gives a wrong answer.", detail=str(error)[:200]) from None
 
 
-def observe(cluster: Cluster, cut: str, *, size: bool = False) -> Observation:
+def observe(cluster: Cluster, cut: str, *, size: bool = False, more: str = "NULL") -> Observation:
     """Ask the cluster. Raises NotReady or HostFault."""
-    return parse_observation(psql(cluster, observing(cut, size=size)))
+    return parse_observation(psql(cluster, observing(cut, size=size, more=more)))
 
 
 def reload(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""Passwords and their SCRAM-SHA-256 verifiers as PostgreSQL stores them (RFC 5802, RFC 7677)."""
+"""Passwords, their SCRAM-SHA-256 verifiers as PostgreSQL stores them (RFC 5802, RFC 7677), and hashes for exporters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import hashlib
 import hmac
 import secrets
+
+import bcrypt
 
 ITERATIONS = 4096
 
@@ -24,3 +26,8 @@ def verifier(password: str) -> str:
     stored = hashlib.sha256(client).digest()
     shown = [base64.b64encode(raw).decode() for raw in (salt, stored, server)]
     return f"SCRAM-SHA-256${ITERATIONS}:{shown[0]}${shown[1]}:{shown[2]}"
+
+
+def bcrypt_hash(password: str) -> str:
+    """A hash as exporters want it. The cheapest: a drawn password is beyond guessing, and each scrape pays for it."""
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()

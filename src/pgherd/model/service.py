@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from pgherd.model.passwords import bcrypt_hash, new_password
 from pgherd.model.pg_settings import merge
 
 DEFAULT_ADMIN = "avnadmin"
@@ -115,8 +116,20 @@ def _given(sent: Any, otherwise: Any) -> Any:
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """What is sealed in a service's row. `verifier` belongs to `password`; `tls_key` to the certificate, PEM."""
+    """What is sealed in a service's row. `verifier` belongs to `password`; `tls_key` to the certificate, PEM.
+
+    `monitor_password` is Prometheus', `monitor_hash` its bcrypt hash; empty in services of older versions.
+    """
 
     password: str
     verifier: str
     tls_key: str = ""
+    monitor_password: str = ""
+    monitor_hash: str = ""
+
+    def with_monitor(self) -> Secrets:
+        """The same, with a password for Prometheus."""
+        if self.monitor_password:
+            return self
+        drawn = new_password()
+        return msgspec.structs.replace(self, monitor_password=drawn, monitor_hash=bcrypt_hash(drawn))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from pgherd.errors import Unavailable
-from pgherd.reconcilers import backups, operations, services
+from pgherd.reconcilers import backups, operations, services, telemetry
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App
 from pgherd.workflows.worker import Slot
@@ -29,6 +29,9 @@ class Rounds:
             (10, backups.start_due),
             (10, backups.tell_problems),
             (30, services.roll_platform),
+            (60, telemetry.forget_questions),
+            (300, lambda tx: telemetry.roll_up(tx, 300)),
+            (900, lambda tx: telemetry.roll_up(tx, 1800, 7200, 86_400)),
             (3600, lambda tx: services.renew_certificates(app, tx)),
             (3600, operations.purge),
         ]

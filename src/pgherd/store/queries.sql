@@ -189,7 +189,7 @@ select id from service where deleted_at is not null and cleared_at is null;
 select s.id, s.name, s.wish, s.phase, s.notice, s.first_port, s.created_at, s.updated_at,
        (select coalesce(jsonb_agg(jsonb_build_object('name', n.name, 'generation', n.generation, 'desired', n.spec ->> 'desired',
                 'status', n.status, 'age', extract(epoch from now() - n.observed_at), 'versions', h.facts -> 'versions',
-                'host_memory', h.facts -> 'memory_bytes') order by n.name), '[]')
+                'exporter', h.facts ->> 'exporter', 'host_memory', h.facts -> 'memory_bytes') order by n.name), '[]')
           from node n join host h on h.id = n.host_id where n.service_id = s.id) as nodes,
        (select coalesce(jsonb_agg(jsonb_build_object('name', p.name, 'database', p.database_name, 'mode', p.mode,
                 'size', p.size, 'username', p.username) order by p.name), '[]')
@@ -425,3 +425,44 @@ select s.id, s.name, s.certificate, o.name as organization, o.ca_certificate
   from service s join organization o on o.id = s.organization_id
  where s.deleted_at is null and s.phase = 'running' and s.certificate <> ''
    and not exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending');
+
+-- ask_logs --
+with asked as (
+    insert into question (batch, node_id, ask)
+    select %(batch)s, n.id, jsonb_build_object('limit', %(limit)s::integer, 'ascending', %(ascending)s::boolean,
+                                               'positions', coalesce(%(positions)s::jsonb -> n.name, '{}'))
+      from service s join node n on n.service_id = s.id
+     where s.organization_id = %(organization_id)s and s.name = %(name)s and s.deleted_at is null
+    returning node_id)
+select n.name as node, pg_notify('pgherd_ask', h.name) as told
+  from asked a join node n on n.id = a.node_id join host h on h.id = n.host_id;
+
+-- log_answers --
+select n.name as node, q.answer from question q join node n on n.id = q.node_id where q.batch = %(batch)s order by n.name;
+
+-- forget_question --
+delete from question where batch = %(batch)s returning batch;
+
+-- purge_questions --
+delete from question where asked_at < now() - interval '1 minute';
+
+-- samples --
+select n.name as node, s.at, s.measured
+  from service v join node n on n.service_id = v.id
+  left join sample s on s.node_id = n.id and s.at > now() - make_interval(secs => %(seconds)s)
+       and (s.step = %(step)s::integer
+            or (s.step = 30 and s.at = (select max(m.at) from sample m where m.node_id = n.id and m.step = 30)))
+ where v.organization_id = %(organization_id)s and v.name = %(name)s and v.deleted_at is null
+ order by n.name, s.at;
+
+-- monitoring --
+select s.secrets, s.first_port,
+       (select max(h.facts ->> 'exporter') from node n join host h on h.id = n.host_id where n.service_id = s.id) as exporter
+  from service s
+ where s.organization_id = %(organization_id)s and s.name = %(name)s and s.deleted_at is null;
+
+-- roll_up_samples --
+select roll_up_samples(%(step)s, %(periods)s);
+
+-- clear_samples --
+delete from sample where node_id in (select id from node where service_id = %(service_id)s);

@@ -31,7 +31,7 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
     wish = Wish.draft(change, app.settings.default_version)
     features.check(wish)
     password = new_password() if change.admin_password is UNSET else str(change.admin_password)
-    known = Secrets(password, verifier(password))
+    known = Secrets(password, verifier(password)).with_monitor()
 
     def insert(tx: Transaction) -> UUID:
         service = uuid4()

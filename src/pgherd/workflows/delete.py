@@ -62,5 +62,6 @@ def clear_records(tx: Transaction, service: UUID) -> None:
     tx.run("clear_nodes", service_id=service)
     tx.run("clear_access", service_id=service)
     forget_repository(tx, service)
+    tx.run("clear_samples", service_id=service)
     tx.run("release_port_block", service_id=service)
     tx.run("clear_service", id=service)

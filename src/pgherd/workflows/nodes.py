@@ -79,7 +79,10 @@ def ensure_specs(run: Run) -> None:
         row = service_row(tx, run)
         organization = tx.row("organization_by_id", id=run.organization)
         assert organization is not None
-        wish, known, pools = wish_of(row), secrets_of(run, row), pools_of(tx, run.service)
+        wish, known, pools = wish_of(row), secrets_of(run, row).with_monitor(), pools_of(tx, run.service)
+        if known != secrets_of(run, row):  # a service of a version that knew nothing of Prometheus
+            sealed_anew = run.app.vault.seal(msgspec.json.encode(known))
+            tx.run("set_certificate", id=run.service, certificate=row["certificate"], secrets=sealed_anew)
         changed = False
         ensure_repository(run.app, tx, run.service)
         for node in tx.rows("nodes", service_id=run.service):
@@ -106,12 +109,14 @@ def _sealed(tx: Transaction, node: DictRow, certificate: str, known: Secrets) ->
     if not node["public_key"]:
         raise Fault(f"Host {node['host']} has not registered yet.", hint="Is its agent running?")
     marks = {"certificate": certificate, "public_key": node["public_key"], "verifier_of": known.verifier[:32]}
+    marks["monitor_of"] = known.monitor_hash[:29]
     found: dict[str, str] = node["sealed"] or {}
     if any(found.get(name) != value for name, value in marks.items()):
         found = {
             **marks,
             "tls_key": seal(node["public_key"], known.tls_key),
             "verifier": seal(node["public_key"], known.verifier),
+            "monitor": seal(node["public_key"], known.monitor_hash),
         }
         tx.run("write_sealed", id=node["id"], sealed=Jsonb(found))
     return found
@@ -152,6 +157,7 @@ def _spec(
         pools=pools,
         pooler=parameters(wish.pgbouncer_settings),
         about=About(organization, row["name"], msgspec.to_builtins(wish)),
+        monitor=sealed["monitor"],
     )
 
 

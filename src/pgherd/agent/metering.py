@@ -1,0 +1,178 @@
+"""Samples of what each node uses: taken with the observation that the agent makes anyway, kept until they are sent."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from pgherd.agent import pooling, report
+from pgherd.agent.converge import Convergence, Host, service_name
+from pgherd.drivers import config_files, exporter, pgbouncer, usage
+from pgherd.drivers.statistics import Statistics
+from pgherd.drivers.usage import Usage
+from pgherd.spec import NodeSpec
+from pgherd.telemetry import MEASURES, Sample
+
+EVERY = 26.0  # seconds; every third observation
+SOON = 5.0  # seconds from the first sample, which has no rates, to the second
+_LOAD_OVER = 300.0  # seconds
+_MOST_UNSENT = 20_000  # samples that wait for the metadata; then the oldest go
+_MOST_SENT = 2000  # in one call
+_OLDEST = 7200.0  # seconds; older ones are not taken
+
+
+@dataclass
+class _Meter:
+    """What is remembered of one node. `at` is of the monotonic clock."""
+
+    due: float = 0.0
+    at: float = 0.0
+    usage: Usage | None = None
+    statistics: Statistics | None = None
+    load: float = 0.0
+
+
+@dataclass
+class Meters:
+    """All nodes of a host."""
+
+    host: Host
+    _meters: dict[str, _Meter] = field(default_factory=dict)
+    _unsent: deque[tuple[float, Sample]] = field(default_factory=lambda: deque(maxlen=_MOST_UNSENT))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def is_due(self, node_id: str) -> bool:
+        """Whether the next observation shall bring the node's counters."""
+        return time.monotonic() >= self._meters.setdefault(node_id, _Meter()).due
+
+    def take(self, convergence: Convergence, counted: Statistics, disk_used: int) -> None:
+        """Take a sample of a node that runs. Raises HostFault or OSError."""
+        spec, now = convergence.spec, time.monotonic()
+        meter = self._meters.setdefault(spec.node_id, _Meter())
+        meter.due = now + (EVERY if meter.at else SOON)
+        groups = self.host.limits.groups(spec.node_id)
+        used = usage.usage(groups, () if groups else usage.descendants(self._mains(spec)))
+        pooled = _pooled(convergence)
+        elapsed = now - meter.at if meter.at else 0.0
+        if used is not None:
+            meter.load += (1 - math.exp(-(elapsed or EVERY) / _LOAD_OVER)) * (used.running - meter.load)
+        values = _measured(spec, meter, used, counted, elapsed) | {
+            "disk_bytes": disk_used or None,
+            "disk_usage": _percent(disk_used, spec.disk_bytes) if disk_used else None,
+            "pool_clients": _sum(pooled, "cl_active", "cl_waiting"),
+            "pool_waiting": _sum(pooled, "cl_waiting"),
+        }
+        meter.at, meter.usage, meter.statistics = now, used, counted
+        sample = Sample(spec.node_id, report.now(), [values.get(name) for name in MEASURES])
+        with self._lock:
+            self._unsent.append((now, sample))
+        if spec.monitor:
+            text = msgspec.json.encode(_told(spec, meter, disk_used, pooled)).decode()
+            config_files.install(convergence.cluster.config, exporter.MEASURED, text, convergence.cluster.account)
+
+    def unsent(self) -> list[Sample]:
+        """The oldest samples that were not sent."""
+        with self._lock:
+            while self._unsent and self._unsent[0][0] < time.monotonic() - _OLDEST:
+                self._unsent.popleft()
+            return [sample for _, sample in list(self._unsent)[:_MOST_SENT]]
+
+    def sent(self, samples: list[Sample]) -> None:
+        """These need not be sent any more."""
+        gone = {id(sample) for sample in samples}
+        with self._lock:
+            self._unsent = deque((e for e in self._unsent if id(e[1]) not in gone), maxlen=_MOST_UNSENT)
+
+    def forget(self, node_id: str) -> None:
+        """The node is gone."""
+        self._meters.pop(node_id, None)
+
+    def _mains(self, spec: NodeSpec) -> list[int]:
+        names = (service_name(spec.node_id), pooling.service_name(spec.node_id), f"export-{spec.node_id}")
+        return [pid for name in names if (pid := self.host.supervisor.state(name).pid) > 0]
+
+
+def _pooled(convergence: Convergence) -> dict[str, list[dict[str, str]]] | None:
+    """What PgBouncer counts; None when there is none or it does not answer."""
+    if not pgbouncer.is_wanted(convergence.spec):
+        return None
+    return pgbouncer.counted(convergence.pooling.console)
+
+
+def _measured(
+    spec: NodeSpec, meter: _Meter, used: Usage | None, counted: Statistics, elapsed: float
+) -> dict[str, float | None]:
+    """The values of a sample that come from the kernel and from PostgreSQL, with rates since the last one."""
+
+    def rate(now: Any, before: Any, name: str) -> float | None:
+        if now is None or before is None or elapsed <= 0:
+            return None
+        high, low = getattr(now, name), getattr(before, name)
+        # A counter that went back was reset: nothing is known of this time.
+        return None if high is None or low is None or high < low else (high - low) / elapsed
+
+    last, old = meter.usage, meter.statistics
+    cpu = rate(used, last, "cpu")
+    hit, read = rate(counted, old, "blocks_hit"), rate(counted, old, "blocks_read")
+    return {
+        "cpu_usage": None if cpu is None else _percent(cpu, spec.cpus or 1),
+        "mem_bytes": used.memory if used else None,
+        "mem_usage": _percent(used.memory, spec.memory_bytes) if used and spec.memory_bytes else None,
+        "load_average": meter.load,
+        "read_bytes": rate(used, last, "read"),
+        "write_bytes": rate(used, last, "written"),
+        "connections": counted.connections,
+        "connections_active": counted.active,
+        "connections_idle_in_transaction": counted.idle_in_transaction,
+        "transactions": rate(counted, old, "commits"),
+        "rollbacks": rate(counted, old, "rollbacks"),
+        "cache_hit_ratio": None if hit is None or read is None or hit + read == 0 else _percent(hit, hit + read),
+        "deadlocks": rate(counted, old, "deadlocks"),
+        "temp_bytes": rate(counted, old, "temp_bytes"),
+        "rows_read": rate(counted, old, "rows_read"),
+        "rows_written": rate(counted, old, "rows_written"),
+        "wal_bytes": rate(counted, old, "wal"),
+        "replication_lag": counted.replication_lag,
+        "wal_retained": counted.wal_retained,
+        "oldest_transaction": counted.oldest_transaction,
+    }
+
+
+def _told(
+    spec: NodeSpec, meter: _Meter, disk_used: int, pooled: dict[str, list[dict[str, str]]] | None
+) -> dict[str, list[dict[str, Any]]]:
+    """What the exporter tells beside what PostgreSQL knows; see `exporter.render_queries`."""
+    service: dict[str, Any] = {"cpus": spec.cpus, "memory_limit": spec.memory_bytes, "disk_limit": spec.disk_bytes}
+    service |= {"disk": disk_used, "load": meter.load, "at": time.time()}
+    if meter.usage is not None:
+        service |= {
+            "cpu": meter.usage.cpu,
+            "memory": meter.usage.memory,
+            "read": meter.usage.read,
+            "written": meter.usage.written,
+        }
+    told: dict[str, list[dict[str, Any]]] = {"service": [service]}
+    if pgbouncer.is_wanted(spec):
+        listed = {row.get("list"): row.get("items") for row in (pooled or {}).get("lists", [])}
+        told["pooler"] = [
+            {"up": int(pooled is not None)} | {n: listed.get(n) for n in ("used_clients", "used_servers")}
+        ]
+        told |= {part: (pooled or {}).get(part, []) for part in ("pools", "stats")}
+    return told
+
+
+def _sum(pooled: dict[str, list[dict[str, str]]] | None, *columns: str) -> float | None:
+    if pooled is None:
+        return None
+    rows = pooled.get("pools", [])
+    return float(sum(int(row[c]) for row in rows for c in columns if row.get(c, "").isdigit()))
+
+
+def _percent(part: float, whole: float) -> float:
+    return 100 * part / whole

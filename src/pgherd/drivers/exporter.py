@@ -1,0 +1,193 @@
+"""The Prometheus exporter of a node: Debian's postgres_exporter, its configuration, and the role that it logs in as.
+
+It runs as the service's own OS user and speaks TLS and basic authentication by itself. It logs in as a role that may
+read statistics and nothing else; it never is anybody else first. What PostgreSQL does not know of, such as PgBouncer
+and the node's memory, the agent leaves in `measured.json` beside the configuration; a function of the role reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgherd.errors import HostFault
+
+ROLE = "pgherd_monitor"
+USER = "prometheus"
+MEASURED = "measured.json"
+FILES = ("exporter.yml", "exporter-queries.yml", MEASURED)
+_HASH = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
+#: What a tenant sets for its own statements shall not fill its log with these, nor may it hold them up.
+_SETTINGS = {
+    "log_min_duration_statement": "-1",
+    "log_statement": "none",
+    "search_path": "pg_catalog",
+    "default_transaction_read_only": "on",
+    "statement_timeout": "10000",
+    "lock_timeout": "1000",
+    "jit": "off",
+}
+#: Go takes a core's worth of threads and twice its heap by itself; hundreds of these share a host.
+_ENVIRONMENT = {"GOMAXPROCS": "1", "GOGC": "20", "GOMEMLIMIT": "12MiB"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """An installed exporter."""
+
+    path: str
+    version: str
+
+
+def program(setting: str) -> Program | None:
+    """The exporter that `setting` names, else Debian's. None: there is none."""
+    path = setting or "/usr/bin/prometheus-postgres-exporter"
+    try:
+        asked = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"postgres_exporter, version (\d+\.\d+(?:\.\d+)*)", asked.stdout + asked.stderr)
+    return Program(path, found[1]) if found else None
+
+
+def render_web(config: Path, hashed: str) -> str:
+    """The file of --web.config.file; it is read with every connection, so that a renewed certificate counts at once."""
+    if not _HASH.fullmatch(hashed):
+        raise HostFault("The hash of a monitoring password is not one of bcrypt.")
+    return (
+        "# Written by pgherd; changes are overwritten.\n"
+        "tls_server_config:\n"
+        f"  cert_file: {json.dumps(str(config / 'server.crt'))}\n"
+        f"  key_file: {json.dumps(str(config / 'server.key'))}\n"
+        "  min_version: TLS12\n"
+        "basic_auth_users:\n"
+        f"  {USER}: {json.dumps(hashed)}\n"
+    )
+
+
+def command(found: Program, config: Path, addresses: Sequence[str], major: int) -> list[str]:
+    """The command line; it holds no secret."""
+    argv = [found.path, f"--web.config.file={config / 'exporter.yml'}", "--log.level=warn"]
+    argv += [f"--web.listen-address={address}" for address in addresses]
+    argv.append(f"--extend.query-path={config / 'exporter-queries.yml'}")
+    if major >= 17:
+        argv.append("--no-collector.bgwriter")  # 0.11 asks for columns that 17 has moved to another view
+    return argv
+
+
+def environment(run: Path, port: int) -> dict[str, str]:
+    """Where it logs in: the node's own socket, by the operating system's word."""
+    parts = {"host": run, "port": port, "user": ROLE, "dbname": "postgres", "sslmode": "disable"}
+    words = [f"{name}='{str(value).translate(_QUOTED)}'" for name, value in parts.items()]
+    return _ENVIRONMENT | {"DATA_SOURCE_NAME": " ".join([*words, "application_name=pgherd-monitor"])}
+
+
+_QUOTED = str.maketrans({"'": "\\'", "\\": "\\\\"})
+
+
+def preparing() -> str:
+    """SQL for the database `postgres`: the role, and what it may see. May run again.
+
+    Up to PostgreSQL 15 a tenant's CREATEROLE reaches this role, so each run takes back what was given to it or made of
+    it. A tenant that is let into the role sees statistics of its own service; `measured` answers nobody but who logged
+    in as the role, which no client can.
+    """
+    settings = "".join(f"ALTER ROLE {ROLE} SET {name} = '{value}';\n" for name, value in _SETTINGS.items())
+    return f"""
+    BEGIN;
+    SELECT 'CREATE ROLE {ROLE}' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{ROLE}') \\gexec
+    ALTER ROLE {ROLE} LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
+      CONNECTION LIMIT 5 PASSWORD NULL VALID UNTIL 'infinity';
+    ALTER ROLE {ROLE} RESET ALL;
+    ALTER ROLE {ROLE} IN DATABASE postgres RESET ALL;
+    {settings}
+    SELECT format('REVOKE %I FROM %I', r.rolname, m.rolname) FROM pg_auth_members a JOIN pg_roles r ON r.oid = a.roleid
+      JOIN pg_roles m ON m.oid = a.member WHERE '{ROLE}' IN (r.rolname, m.rolname) \\gexec
+    GRANT pg_monitor TO {ROLE};
+    CREATE SCHEMA IF NOT EXISTS {ROLE};
+    CREATE OR REPLACE FUNCTION {ROLE}.measured(part text) RETURNS SETOF jsonb
+      LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+        SELECT jsonb_array_elements(coalesce(pg_read_file(regexp_replace(current_setting('config_file'), '[^/]*$',
+            '{MEASURED}'), 0, 8388608, true)::jsonb -> part, '[]')) WHERE session_user = '{ROLE}' $$;
+    REVOKE ALL ON FUNCTION {ROLE}.measured(text) FROM PUBLIC;
+    REVOKE ALL ON SCHEMA public FROM PUBLIC;
+    GRANT CONNECT ON DATABASE postgres TO {ROLE};
+    GRANT USAGE ON SCHEMA {ROLE} TO {ROLE};
+    GRANT EXECUTE ON FUNCTION {ROLE}.measured(text) TO {ROLE};
+    COMMIT;
+    """
+
+
+def is_prepared() -> str:
+    """An SQL condition: nothing has to be prepared again."""
+    settings = ", ".join(f"'{name}={value}'" for name, value in _SETTINGS.items())
+    return f"""EXISTS (SELECT FROM pg_roles r WHERE rolname = '{ROLE}' AND rolcanlogin AND rolinherit
+      AND NOT (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls) AND rolconnlimit = 5
+      AND rolconfig = ARRAY[{settings}] AND (rolvaliduntil IS NULL OR rolvaliduntil = 'infinity')
+      AND to_regprocedure('{ROLE}.measured(text)') IS NOT NULL
+      AND (SELECT array_agg(a.roleid::regrole::text || '>' || a.member::regrole::text) FROM pg_auth_members a
+             WHERE r.oid IN (a.roleid, a.member)) = ARRAY['pg_monitor>{ROLE}'])"""
+
+
+# --- what is told beside the exporter's own metrics ------------------------------------------------------------------
+
+#: Namespace -> part of `measured.json`, labels by column, and numbers: (name, column, kind, meaning, factor).
+_QUERIES: Mapping[str, tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str, str, str, str, str]]]] = {
+    "pgherd_service": ("service", (), (
+        ("cpu_seconds_total", "cpu", "COUNTER", "CPU time of all processes of the service", "1"),
+        ("cpus", "cpus", "GAUGE", "CPUs of the plan", "1"),
+        ("memory_working_set_bytes", "memory", "GAUGE", "Memory of all processes of the service", "1"),
+        ("memory_limit_bytes", "memory_limit", "GAUGE", "Memory of the plan", "1"),
+        ("disk_used_bytes", "disk", "GAUGE", "Databases and WAL", "1"),
+        ("disk_limit_bytes", "disk_limit", "GAUGE", "Disk of the plan", "1"),
+        ("disk_read_bytes_total", "read", "COUNTER", "Bytes read from the disk", "1"),
+        ("disk_written_bytes_total", "written", "COUNTER", "Bytes written to the disk", "1"),
+        ("load5", "load", "GAUGE", "Processes that run or wait for the disk, over 5 minutes", "1"),
+        ("measured_timestamp_seconds", "at", "GAUGE", "When the host measured this and PgBouncer", "1"),
+    )),
+    "pgbouncer": ("pooler", (), (
+        ("up", "up", "GAUGE", "Whether PgBouncer answered", "1"),
+        ("used_clients", "used_clients", "GAUGE", "Clients that are connected", "1"),
+        ("used_servers", "used_servers", "GAUGE", "Connections to PostgreSQL", "1"),
+    )),
+    "pgbouncer_pools": ("pools", (("database", "database"), ("user", "user")), (
+        ("client_active_connections", "cl_active", "GAUGE", "Clients that have a server connection", "1"),
+        ("client_waiting_connections", "cl_waiting", "GAUGE", "Clients that wait for one", "1"),
+        ("server_active_connections", "sv_active", "GAUGE", "Server connections that a client has", "1"),
+        ("server_idle_connections", "sv_idle", "GAUGE", "Server connections that are free", "1"),
+        ("server_used_connections", "sv_used", "GAUGE", "Server connections that are checked before use", "1"),
+        ("server_testing_connections", "sv_tested", "GAUGE", "Server connections that are being checked", "1"),
+        ("server_login_connections", "sv_login", "GAUGE", "Server connections that are logging in", "1"),
+        ("client_maximum_wait_seconds", "maxwait", "GAUGE", "How long the first client in the queue has waited", "1"),
+    )),
+    "pgbouncer_stats": ("stats", (("database", "database"),), (
+        ("sql_transactions_pooled_total", "total_xact_count", "COUNTER", "SQL transactions", "1"),
+        ("queries_pooled_total", "total_query_count", "COUNTER", "SQL queries", "1"),
+        ("received_bytes_total", "total_received", "COUNTER", "Bytes from clients", "1"),
+        ("sent_bytes_total", "total_sent", "COUNTER", "Bytes to clients", "1"),
+        ("server_in_transaction_seconds_total", "total_xact_time", "COUNTER", "Time in transactions", "1e-6"),
+        ("queries_duration_seconds_total", "total_query_time", "COUNTER", "Time in queries", "1e-6"),
+        ("client_wait_seconds_total", "total_wait_time", "COUNTER", "Time that clients waited for servers", "1e-6"),
+    )),
+}  # fmt: skip
+
+
+def render_queries() -> str:
+    """The file of --extend.query-path, as JSON, which is YAML."""
+    rendered = {}
+    for namespace, (part, labels, numbers) in _QUERIES.items():
+        words = [f"m ->> '{column}' AS \"{name}\"" for name, column in labels]
+        words += [f"(m ->> '{column}')::float8 * {factor} AS {name}" for name, column, _, _, factor in numbers]
+        rendered[namespace] = {
+            "query": f"SELECT {', '.join(words)} FROM {ROLE}.measured('{part}') m",
+            "master": False,
+            "metrics": [
+                *({name: {"usage": "LABEL", "description": name}} for name, _ in labels),
+                *({name: {"usage": kind, "description": meaning}} for name, _, kind, meaning, _ in numbers),
+            ],
+        }
+    return "# Written by pgherd; changes are overwritten.\n" + json.dumps(rendered, indent=1) + "\n"

@@ -1,0 +1,245 @@
+"""Logs, metrics and the credentials for Prometheus through the official SDK, from real servers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+from exoscale.api.v2 import Client
+
+from tests.contract.conftest import Organization
+from tests.contract.processes import stopped
+from tests.contract.test_sdk import refusal
+from tests.plugins.instance import Instance, until
+
+#: What `exo dbaas logs` reads: Go's layout with a literal Z.
+GO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
+#: The names that a script over the hosted service's metrics reads, each with its last value.
+HOSTED = (
+    "disk_usage", "load_average", "mem_usage", "diskio_writes", "mem_available", "cpu_usage", "diskio_read", "net_send",
+    "net_receive",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def service(instance: Instance, checked: None) -> Iterator[str]:
+    """A service with a pool, so that PgBouncer writes too."""
+    name = instance.create()
+    pool = {"name": "main", "database_name": "defaultdb", "size": 5}
+    done = instance.finished(instance.client().create_dbaas_pg_connection_pool(service_name=name, **pool))
+    assert done["state"] == "success", done
+    port = instance.client().get_dbaas_service_pg(name=name)["prometheus-uri"]["port"] - 2
+    psycopg.connect(instance.dsn(name, port=str(port), dbname="main")).close()
+    yield name
+    instance.client().delete_dbaas_service(name=name)
+
+
+def say(instance: Instance, service: str, *words: str) -> None:
+    """Let PostgreSQL log something."""
+    with psycopg.connect(instance.dsn(service), autocommit=True) as connection:
+        for word in words:
+            with pytest.raises(psycopg.errors.RaiseException):
+                connection.execute(f"DO $$ BEGIN RAISE EXCEPTION '{word}'; END $$".encode())
+
+
+def messages(answer: dict[str, Any], word: str) -> list[str]:
+    return [
+        line["message"] for line in answer["logs"] if word in line["message"] and "STATEMENT" not in line["message"]
+    ]
+
+
+def test_the_newest_lines_come_first_and_an_empty_body_will_do(
+    instance: Instance, client: Client, service: str
+) -> None:
+    word = uuid.uuid4().hex
+    say(instance, service, f"{word} 1", f"{word} 2")
+    answer = until(lambda: _with(client, service, word, 2), 10, "both lines are there")
+    assert [message[-1] for message in messages(answer, word)] == ["2", "1"]
+    assert len(answer["logs"]) <= 100
+    assert {line["unit"] for line in answer["logs"]} == {"postgresql", "pgbouncer"}
+    assert {line["node"] for line in answer["logs"]} == {f"{service}-1"}
+    times = [line["time"] for line in answer["logs"]]
+    assert all(GO_TIME.fullmatch(one) for one in times) and times == sorted(times, reverse=True)
+    assert abs(time.time() - time.mktime(time.strptime(times[0][:19], "%Y-%m-%dT%H:%M:%S")) + time.timezone) < 3600
+
+
+def _with(client: Client, service: str, word: str, count: int) -> dict[str, Any] | None:
+    answer: dict[str, Any] = client.get_dbaas_service_logs(service_name=service)
+    return answer if len(messages(answer, word)) == count else None
+
+
+def test_pages_meet_in_both_directions(instance: Instance, client: Client, service: str) -> None:
+    word = uuid.uuid4().hex
+    say(instance, service, *(f"{word} {n:02}" for n in range(10)))
+    until(lambda: _with(client, service, word, 10), 10, "all lines are there")
+    page = client.get_dbaas_service_logs(service_name=service, limit=3)
+    newest, backwards = page["first-log-offset"], list(page["logs"])
+    while page["logs"]:
+        page = client.get_dbaas_service_logs(service_name=service, limit=7, offset=page["offset"])
+        backwards += page["logs"]
+    forwards: list[dict[str, Any]] = []
+    page = client.get_dbaas_service_logs(service_name=service, limit=5, sort_order="asc")
+    say(instance, service, f"{word} later")
+    while page["logs"]:
+        forwards += page["logs"]
+        page = client.get_dbaas_service_logs(service_name=service, limit=5, sort_order="asc", offset=page["offset"])
+    assert forwards[: len(backwards)] == backwards[::-1]
+    since = client.get_dbaas_service_logs(service_name=service, sort_order="asc", offset=newest)["logs"]
+    assert since == forwards[len(backwards) :] and messages({"logs": since}, word)
+
+
+@pytest.mark.parametrize("offset", ["no", "e30x!", "eyJhIjoxfQ", "A" * 9000, "W10"])
+def test_an_offset_that_was_not_given_is_refused(client: Client, service: str, offset: str) -> None:
+    said = refusal(client.get_dbaas_service_logs, 400, service_name=service, offset=offset)
+    assert said == "offset: must be an offset or first-log-offset of an earlier answer."
+
+
+def test_bounds_and_unknown_services_are_refused(client: Client, service: str, organization: Organization) -> None:
+    for wrong in ({"limit": 0}, {"limit": 501}, {"sort_order": "up"}):
+        refusal(client.get_dbaas_service_logs, 400, service_name=service, **wrong)
+    refusal(client.get_dbaas_service_metrics, 400, service_name=service, period="decade")
+    for call in (client.get_dbaas_service_logs, client.get_dbaas_service_metrics):
+        assert refusal(call, 404, service_name="c-nobody") == "Service does not exist"
+
+
+def test_what_concerns_a_service_is_its_organizations_alone(
+    instance: Instance, service: str, organization: Organization
+) -> None:
+    for method, path in (
+        ("POST", f"/v2/dbaas-service-logs/{service}"),
+        ("POST", f"/v2/dbaas-service-metrics/{service}"),
+        ("GET", f"/pgherd/v1/service/{service}/prometheus"),
+    ):
+        answer = instance.call(method, path, key=organization.admin)
+        assert (answer.status_code, answer.json()) == (404, {"message": "Service does not exist"})
+
+
+def test_a_key_that_only_reads_sees_logs_and_metrics_and_no_password(instance: Instance, service: str) -> None:
+    body = {"name": "reader", "role": "read-only"}
+    made = instance.call("POST", "/pgherd/v1/api-key", body).json()
+    key = (made["key"], made["secret"])
+    assert instance.call("POST", f"/v2/dbaas-service-logs/{service}", key=key).json()["logs"]
+    assert instance.call("POST", f"/v2/dbaas-service-metrics/{service}", key=key).json()["metrics"]
+    assert instance.call("GET", f"/pgherd/v1/service/{service}/prometheus", key=key).status_code == 403
+
+
+def test_no_password_and_no_noise_of_the_platform_is_in_the_logs(
+    instance: Instance, client: Client, names: Callable[[], str]
+) -> None:
+    """Even when the tenant lets PostgreSQL log every statement."""
+    name, secret = instance.create(names()), f"pw-{uuid.uuid4().hex}"
+    done = instance.finished(client.update_dbaas_service_pg(name=name, pg_settings={"log_min_duration_statement": 0}))
+    assert done["state"] == "success", done
+    done = instance.finished(client.create_dbaas_postgres_user(service_name=name, username="app"))
+    assert done["state"] == "success", done
+    reset = client.reset_dbaas_postgres_user_password
+    done = instance.finished(reset(service_name=name, username="app", password=secret))
+    assert done["state"] == "success", done
+    instance.sql(name, "SELECT 'mine'")
+
+    def shown() -> str:
+        logs = client.get_dbaas_service_logs(service_name=name, limit=500)["logs"]
+        text = "\n".join(line["message"] for line in logs)
+        return text if "SELECT 'mine'" in text else ""
+
+    text = until(shown, 10, "the tenant's own statement is logged")
+    prometheus = instance.call("GET", f"/pgherd/v1/service/{name}/prometheus").json()
+    until(lambda: "pg_up 1" in scrape(instance, prometheus).text, 30, "the exporter answers")
+    text += shown()
+    assert secret not in text and "SCRAM-SHA-256" not in text and "pg_authid" not in text
+    assert "pgherd_monitor" not in text and "pg_stat_" not in text and str(instance.home) not in text
+
+
+def test_metrics_have_the_hosted_names_and_grow(instance: Instance, client: Client, service: str) -> None:
+    def sampled() -> dict[str, Any] | None:
+        found: dict[str, Any] = client.get_dbaas_service_metrics(service_name=service)["metrics"]
+        return found if found["transactions"]["data"]["rows"] else None
+
+    metrics = until(sampled, 90, "two samples are there")
+    assert set(HOSTED) <= set(metrics)
+    for name in ("cpu_usage", "mem_usage", "mem_available", "disk_usage", "connections"):
+        rows = metrics[name]["data"]["rows"]
+        assert rows and all(GO_TIME.fullmatch(at) and number >= 0 for at, number in rows), name
+    assert metrics["mem_usage"]["hints"] == {"title": "Memory usage %"}
+    assert metrics["mem_usage"]["data"]["cols"] == [
+        {"label": "time", "type": "date"}, {"label": f"{service}-1", "type": "number"}
+    ]  # fmt: skip
+    assert 0 < metrics["mem_usage"]["data"]["rows"][-1][1] < 50
+    for period in ("day", "week", "month", "year"):
+        found = client.get_dbaas_service_metrics(service_name=service, period=period)["metrics"]
+        assert found["mem_usage"]["data"]["rows"][-1][1] > 0
+
+
+def scrape(instance: Instance, found: dict[str, Any], **other: str) -> requests.Response:
+    """As Prometheus does it: TLS by the organization's CA, basic authentication."""
+    ca = instance.home / "scrape-ca.pem"
+    ca.write_text(instance.client().get_dbaas_ca_certificate()["certificate"])
+    with requests.Session() as session:
+        session.trust_env = False
+        url = f"{found['scheme']}://{found['host']}:{found['port']}{found['path']}"
+        auth = (other.get("username", found["username"]), other.get("password", found["password"]))
+        try:
+            return session.get(url, auth=auth, verify=str(ca), timeout=20)
+        except requests.ConnectionError:
+            answer = requests.Response()
+            answer._content = b""
+            return answer
+
+
+def _scraped(instance: Instance, found: dict[str, Any], word: str) -> str:
+    text: str = scrape(instance, found).text
+    return text if word in text else ""
+
+
+def test_prometheus_reads_the_service_and_nobody_else_does(instance: Instance, client: Client, service: str) -> None:
+    found = instance.call("GET", f"/pgherd/v1/service/{service}/prometheus").json()
+    uri = client.get_dbaas_service_pg(name=service)["prometheus-uri"]
+    assert uri == {"host": found["host"], "port": found["port"]}
+    until(lambda: "pg_up 1" in scrape(instance, found).text, 30, "the exporter answers")
+    text = until(
+        lambda: _scraped(instance, found, "\npgbouncer_pools_server_idle_connections{"), 60, "PgBouncer is told of"
+    )
+    for line in (
+        "pg_exporter_last_scrape_error 0", 'pg_stat_database_xact_commit{datid="', "pg_settings_max_connections{",
+        "pg_stat_activity_count{", "pg_database_size_bytes{", "pgbouncer_up{",
+        "pgherd_service_memory_limit_bytes{",
+    ):  # fmt: skip
+        assert f"\n{line}" in f"\n{text}", line
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    errors = [line for line in checked.stderr.splitlines() if re.match(r"(pgherd|pgbouncer)_", line)]
+    assert "error while linting" not in checked.stderr and not errors, checked.stderr
+    assert scrape(instance, found, password="wrong").status_code == 401
+    assert scrape(instance, found, username="admin").status_code == 401
+    other = instance.create()
+    elsewhere = instance.call("GET", f"/pgherd/v1/service/{other}/prometheus").json()
+    assert elsewhere["password"] != found["password"]
+    until(lambda: "pg_up 1" in scrape(instance, elsewhere).text, 30, "the other's exporter answers")
+    assert scrape(instance, elsewhere, password=found["password"]).status_code == 401
+    instance.delete(other)
+
+
+def test_a_revealed_password_leaves_an_event(instance: Instance, service: str) -> None:
+    instance.call("GET", f"/pgherd/v1/service/{service}/prometheus")
+    newest = instance.call("GET", "/pgherd/v1/event?limit=20").json()["events"]
+    found = [event for event in newest if event["command"] == "reveal-prometheus-credentials"]
+    assert found and (found[0]["subject"], found[0]["result"]) == (service, "accepted")
+    client = instance.client()
+    client.get_dbaas_service_logs(service_name=service)
+    newest = instance.call("GET", "/pgherd/v1/event?limit=20").json()["events"]
+    assert not [event for event in newest if event["command"] == "get-dbaas-service-logs"]
+
+
+def test_a_host_that_does_not_answer_is_told_of(instance: Instance, client: Client, service: str) -> None:
+    """With a refusal that no client repeats by itself."""
+    with stopped(instance, "agent"):
+        said = refusal(client.get_dbaas_service_logs, 409, service_name=service)
+        assert said.startswith("The service's host does not answer now")
+        assert client.get_dbaas_service_metrics(service_name=service)["metrics"]
+    until(lambda: client.get_dbaas_service_logs(service_name=service)["logs"], 10, "it answers again")
