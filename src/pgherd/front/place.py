@@ -39,6 +39,8 @@ class Place:
     def ensure(self) -> tuple[str, str]:
         """Certificate and key of the CA; makes what is missing, and the bundle anew."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if self.path.stat().st_uid != os.geteuid():
+            raise Incorrect(f"{self.path} is another user's; let HOME or XDG_CONFIG_HOME name a directory of yours.")
         self.path.chmod(0o700)
         with self._locked(self.path / "lock"):
             certificate, key = self._authority()
