@@ -21,6 +21,7 @@ import requests
 from tests.bench.floor import Floor
 from tests.bench.load import closed_loop, open_loop
 from tests.bench.pools import measure_pool
+from tests.bench.settings import measure_update
 from tests.plugins.instance import Instance, running_instance, until
 
 REPORT = Path(__file__).parents[2] / "docs/benchmarks.md"
@@ -159,6 +160,7 @@ def main() -> None:
         warm(instance, 4)
         rows = measure_memory(instance)
         rows += measure_reads(instance, chosen.seconds)
+        rows += measure_update(instance, chosen.runs)
         rows += measure_pool(instance, int(chosen.seconds * 3))
         rows += measure_creates(instance, chosen.runs)
     version = subprocess.run(["/usr/lib/postgresql/15/bin/postgres", "--version"], capture_output=True, text=True)
