@@ -26,6 +26,8 @@ SELECT 'DELETE FROM _timescaledb_config.bgw_job WHERE proc_name = ''policy_job_s
 """
 _AUDIT = "CREATE EXTENSION IF NOT EXISTS pgaudit SCHEMA pg_catalog;"
 _NO_AUDIT = "DROP EXTENSION IF EXISTS pgaudit;"
+#: Only the platform comes there; each login through a pool would be a line.
+_NOT_OURS = "ALTER DATABASE postgres SET pgaudit.log = 'none';"
 _BEGUN = -1
 
 
@@ -55,6 +57,8 @@ def ensure(cluster: Cluster, spec: NodeSpec, seen: Observation, noted: Noted) ->
     if after == 0:
         noted.audited = _BEGUN
         yield
+    if spec.audit:
+        _run(cluster, "postgres", _NOT_OURS)
     databases = _databases(cluster)
     for oid, name in databases:
         if oid > after:
