@@ -82,6 +82,14 @@ class Settings:
     services_per_host: int = _setting(500, "most services on one host")
     services_per_organization: int = _setting(200, "most services of one organization")
     host_overcommit_percent: int = _setting(3200, "most memory of all plans on a host, in percent of the host's memory")
+    maintenance_deadline_days: int = _setting(
+        60, "days until an update that waits is installed at the slot's time of any day, where the slot is `never` too"
+    )
+    host_disk_reserve_percent: int = _setting(
+        5,
+        "free space of a host's file system, in percent but 20 GiB at most, below which the services that grow fastest"
+        " become read-only; 0: off",
+    )
     organization_memory_gib: int = _setting(0, "most memory of all plans of one organization, in GiB; 0: no limit")
     warm_pool: int = _setting(4, "initialised directories that a host keeps ready for the default version")
     uid_range: str = _setting("200000-209999", "numeric ids of the services' OS users, FIRST-LAST (as root only)")
@@ -217,7 +225,13 @@ def _checked(settings: Settings) -> Settings:
     for name in ("warm_pool", "port_rest_seconds", "organization_memory_gib"):
         if getattr(settings, name) < 0:
             raise Incorrect(f"Setting {name} must be 0 or more.")
-    for name in ("services_per_host", "services_per_organization", "host_overcommit_percent", "worker_concurrency"):
+    for name in (
+        "services_per_host",
+        "services_per_organization",
+        "host_overcommit_percent",
+        "worker_concurrency",
+        "maintenance_deadline_days",
+    ):
         if getattr(settings, name) < 1:
             raise Incorrect(f"Setting {name} must be 1 or more.")
     if not 1 <= settings.archive_timeout_seconds <= 60:
@@ -228,6 +242,8 @@ def _checked(settings: Settings) -> Settings:
         for name in ("bucket", "region", "key", "secret"):
             if not getattr(settings, f"backup_s3_{name}"):
                 raise Incorrect(f"Setting backup_s3_{name} must be given with backup_s3_endpoint.")
+    if not 0 <= settings.host_disk_reserve_percent <= 50:
+        raise Incorrect("Setting host_disk_reserve_percent must be 0 to 50.")
     if not 1 <= settings.memory_cap_percent <= 100:
         raise Incorrect("Setting memory_cap_percent must be 1 to 100.")
     if not re.fullmatch(r"[a-z]{2}-[a-z]{2,3}-[0-9]{1,3}", settings.zone):

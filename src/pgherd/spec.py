@@ -19,6 +19,9 @@ PLATFORM = 3
 SUPERUSERS = 3
 LOOK_UPS = 2
 
+#: Percent of a node's disk: from here on the owner is told; new transactions are read-only; they may write again below.
+DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE = 90, 97, 95
+
 Desired = Literal["running", "stopped", "absent"]
 NodeState = Literal["setting_up", "starting", "running", "stopped", "failed", "absent"]
 Setting = bool | int | float | str
@@ -142,7 +145,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     `restart` counts restarts that were asked for: a node whose PostgreSQL was started under a smaller
     number is restarted once. `memory_bytes` and `cpus` are the plan's, for the node's control group; 0: no limit.
     `pools` are served by PgBouncer on `port` + 1, with the parameters `pooler` (names of
-    pgbouncer.ini). Without a `repository` nothing is archived. `jobs`: what the host has to do beside that.
+    pgbouncer.ini). One that runs in another version than `pooler_version` is restarted once that one is installed;
+    empty: any will do. Without a `repository` nothing is archived. `jobs`: what the host has to do beside that.
     With `timescale` TimescaleDB is preloaded and in defaultdb; with `audit` every database has the extension pgaudit.
     `monitor` is the bcrypt hash, sealed for the host, of the password with which Prometheus reads `port` + 3;
     empty: nothing answers there.
@@ -176,6 +180,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
     jobs: list[Job] = []
     about: About | None = None
     monitor: str = ""
+    pooler_version: str = ""
 
 
 class JobStatus(msgspec.Struct, frozen=True):
@@ -245,7 +250,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     the spec's only after its whole effect is in force. `reason` says why a `failed` or `starting` node
     is not running. `refused` is a generation that will not come into force however often it is tried, with
     `reason`; 0: none. `task` is the result of the spec's task, `pooler` the version of the PgBouncer that serves.
-    `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes.
+    `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes: tables, WAL, temporary files.
+    `read_only`: `plan` or `host`, whose disk runs full, when new transactions are read-only because of it.
     """
 
     node_id: str
@@ -261,6 +267,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     pending_restart: list[str] = []
     max_connections: int = 0
     disk_used: int = 0
+    read_only: str = ""
     task: TaskResult | None = None
     pooler: str = ""
     observed_at: str = ""
@@ -298,6 +305,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     maps a major to the extensions that tenants may create with the version they get; empty: not installed here. `audit`
     maps a major to the parameters of services that its pgaudit knows.
     `exporter` is the version of the Prometheus exporter; empty: there is none.
+    `pooler` is the version of the installed PgBouncer.
     """
 
     memory_bytes: int
@@ -308,3 +316,4 @@ class HostFacts(msgspec.Struct, frozen=True):
     extensions: dict[str, dict[str, str]] = {}
     audit: dict[str, list[str]] = {}
     exporter: str = ""
+    pooler: str = ""

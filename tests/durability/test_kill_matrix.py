@@ -18,6 +18,7 @@ import psycopg
 import pytest
 import requests
 
+from tests.contract.processes import metadata
 from tests.plugins.instance import Instance, until
 
 PROCESSES = ("api", "worker", "agent")
@@ -47,9 +48,9 @@ def trace(instance: Instance) -> Path:
     return path
 
 
-def insist(instance: Instance, method: str, path: str, body: Any = None) -> dict[str, Any]:
-    """Sign once and send until there is an answer, as the Go clients do; then poll to the end."""
-    url = instance.endpoint + path
+def insist(instance: Instance, method: str, path: str, body: Any = None, own: bool = False) -> dict[str, Any]:
+    """Sign once and send until there is an answer, as the Go clients do; then poll to the end. `own`: not of /v2."""
+    url = (instance.endpoint.removesuffix("/v2") + "/pgherd/v1" if own else instance.endpoint) + path
     request = instance.sign(requests.Request(method, url, json=body))
     end = time.monotonic() + 20
     while True:
@@ -159,6 +160,39 @@ class Pool(Update):
         assert instance.sql(name, "select 1", port=port, dbname="pool") == [(1,)]
 
 
+class Power(Update):
+    """Stop a service; afterwards it is down, and a start brings it back with what it holds."""
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        return insist(instance, "PUT", f"/service/{name}/stop", own=True)
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert instance.client().get_dbaas_service_pg(name=name)["state"] == "poweroff"
+        with pytest.raises(psycopg.OperationalError):
+            instance.sql(name, "select 1")
+        assert insist(instance, "PUT", f"/service/{name}/start", own=True)["state"] == "success"
+        assert instance.sql(name, "select 1") == [(1,)]
+
+
+class Maintenance(Update):
+    """Bring a parameter that waits for a restart into force; what the host does for it is the update's."""
+
+    processes = ("api", "worker")
+
+    def prepare(self, instance: Instance) -> str:
+        name = super().prepare(instance)
+        self.count += 1
+        wish = f"jsonb_set(wish, '{{pg_settings,max_files_per_process}}', '{2000 + self.count}')"
+        metadata(instance, f"update service set wish = {wish} where name = '{name}' and deleted_at is null")
+        return name
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        return insist(instance, "PUT", f"/dbaas-postgres/{name}/maintenance/start")
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert instance.sql(name, "show max_files_per_process") == [(str(2000 + self.count),)]
+
+
 OPERATIONS: dict[str, Callable[[], Any]] = {
     "create": Create,
     "update": Update,
@@ -166,6 +200,8 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "user": User,
     "password": Password,
     "pool": Pool,
+    "power": Power,
+    "maintenance": Maintenance,
 }
 
 
@@ -178,8 +214,9 @@ def assert_nothing_is_left(instance: Instance) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("kind", OPERATIONS)
+@pytest.mark.parametrize(
+    ("kind", "process"), [(k, p) for k in OPERATIONS for p in getattr(OPERATIONS[k], "processes", PROCESSES)]
+)
 def test_killed_at_every_place(fragile: Instance, kind: str, process: str) -> None:
     operation = OPERATIONS[kind]()
     lines = trace(fragile)

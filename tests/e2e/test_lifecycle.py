@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.plugins.instance import ROOTED, Instance, free_port
+from tests.plugins.instance import ROOTED, Instance, free_port, until
 
 OWN = ("api", "worker", "agent")
 
@@ -133,6 +133,8 @@ def test_rotated_secrets_still_open(fresh: Instance) -> None:
 
 def test_down_leaves_no_process_and_up_brings_the_same_instance(fresh: Instance) -> None:
     key = fresh.exports["EXOSCALE_API_KEY"]
+    stopped, steady = fresh.create(), fresh.create()
+    fresh.run("service", "stop", stopped)
     fresh.run("down")
     assert living(fresh) == {}
     assert str(fresh.home) in fresh.run("down").stdout
@@ -141,6 +143,14 @@ def test_down_leaves_no_process_and_up_brings_the_same_instance(fresh: Instance)
     assert "make up" in fresh.run("secrets", "rotate", check=False).stderr
     fresh.up()
     assert fresh.exports["EXOSCALE_API_KEY"] == key
+    until(lambda: fresh.client().get_dbaas_service_pg(name=steady)["state"] == "running", 30, "a service is back")
+    shown = fresh.client().get_dbaas_service_pg(name=stopped)
+    assert (shown["state"], shown["databases"]) == ("poweroff", ["defaultdb"])
+    assert len(list((fresh.home / "nodes").glob("*/data/pgdata/postmaster.pid"))) == 1
+    fresh.run("service", "start", stopped)
+    for name in (stopped, steady):
+        assert fresh.sql(name, "select 1") == [(1,)]
+        fresh.delete(name)
     assert fresh.client().list_dbaas_services() == {"dbaas-services": []}
 
 

@@ -100,12 +100,12 @@ class MemoryLink:
 class RunningHost:
     """An agent in a thread, in a home of its own."""
 
-    def __init__(self, home: Path, warm_pool: int = 0) -> None:
+    def __init__(self, home: Path, warm_pool: int = 0, **settings: Any) -> None:
         self.home = home
         uids = "210000-210999"
         self.settings = Settings(
             home=str(home), warm_pool=warm_pool, uid_range=uids, service_ports="30000-32767",
-            listen=f"127.0.0.1:{_free_port()}",
+            listen=f"127.0.0.1:{_free_port()}", **settings,
         )  # fmt: skip
         self.link = MemoryLink()
         self.start()

@@ -136,6 +136,10 @@ class Instance:
         pairs = (line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
         self.exports = {name: value.strip("'\"") for name, value in pairs}
         self.endpoint = self.exports["EXOSCALE_API_ENDPOINT"]
+        until(self._has_a_host, 30, "the agent has registered its host")
+
+    def _has_a_host(self) -> bool:
+        return any(host.get("versions") for host in self.call("GET", "/pgherd/v1/host").json()["hosts"])
 
     def client(self, key: tuple[str, str] | None = None) -> Client:
         """The official SDK's client; `on_response`, if there is one, looks at each of its answers."""
@@ -213,6 +217,21 @@ class Instance:
         with psycopg.connect(self.dsn(name, **overrides), autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def platform_sql(self, name: str, statement: str) -> str:
+        """Run a statement as the service's superuser, through its own socket."""
+        from tests.contract.processes import metadata
+
+        mine = f"service_id = (select id from service where name = '{name}' and deleted_at is null)"
+        directory = self.home / "nodes" / metadata(self, f"select id from node where {mine}")
+        owner = (directory / "data").stat()
+        port = self.client().get_dbaas_service_pg(name=name)["uri-params"]["port"]
+        argv = ["psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", str(directory / "run"), "-p", port]
+        who = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if ROOTED else {}
+        done = subprocess.run(  # type: ignore[call-overload]
+            [*argv, "-c", statement], capture_output=True, text=True, cwd="/", check=True, **who
+        )
+        return str(done.stdout.strip())
 
     def node_directories(self) -> list[str]:
         """What the agent keeps for nodes."""

@@ -6,6 +6,7 @@ specs are kept in `HOME/agent`, so that nodes are looked after while the metadat
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import os
@@ -19,9 +20,10 @@ from pathlib import Path
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import features, report, warm
+from pgherd.agent import features, installed, report, warm
 from pgherd.agent.backups import Care, Tending
 from pgherd.agent.converge import Broken, Convergence, Gone, Host, Refused, door, service_name, status_of
+from pgherd.agent.disk import Watch
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.link import Link, PostgresLink
 from pgherd.agent.records import read_record, write_private
@@ -32,7 +34,7 @@ from pgherd.drivers import exporter, pgbackrest, pgbouncer, postgres
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
 from pgherd.drivers.os_users import OsUsers
-from pgherd.drivers.postgres import NotReady, Observation
+from pgherd.drivers.postgres import Cluster, NotReady, Observation, Program
 from pgherd.drivers.supervisor import Supervisor
 from pgherd.errors import Fault, Interrupted, PgherdError, Unavailable, Unsupported
 from pgherd.home import Home
@@ -42,9 +44,8 @@ from pgherd.spec import HostFacts, JobStatus, NodeSpec, NodeState, NodeStatus, T
 log = logging.getLogger("pgherd.agent")
 
 _LOOK_EVERY = 9.0  # seconds between observations of a running node; the design promises 10
-_LOOK_SOON = 2.0  # after a convergence, which itself takes no time to measure the size
+_LOOK_SOON = 2.0  # after a convergence
 _LOOK_AT_JOB = 1.0  # at a running job's progress
-_SIZE_EVERY = 60.0  # seconds between measurements of a node's disk use
 _ASK_EVERY = 10.0  # seconds between looks for specs without a notification
 _FACTS_EVERY = 30.0
 _RETRY_BROKEN = 30.0
@@ -68,17 +69,17 @@ class Node:
     pooler: str = ""
     busy: bool = False
     due: float = 0.0
-    sized: float = 0.0
     changed_at: int = 0
     care: Care = field(default_factory=Care)
     jobs: list[JobStatus] = field(default_factory=list)
 
 
 class Kept(msgspec.Struct):
-    """A node's file in `HOME/agent/specs`."""
+    """A node's file in `HOME/agent/specs`. `status`: of a stopped node, which tells nothing of itself any more."""
 
     spec: NodeSpec
     converged: int = 0
+    status: NodeStatus | None = None
 
 
 class Agent:
@@ -89,13 +90,13 @@ class Agent:
         self.home = Home(settings.root)
         rooted = os.geteuid() == 0
         self.supervisor = Supervisor(self.home.scan, self.home.logs, "pgherd-log" if rooted else None)
-        self.programs = postgres.programs(settings.postgres_bindirs)
+        self.installed = installed.Installed(settings)
         cores = os.cpu_count() or 1
         self.slots = warm.Slots(self.home.warm, OsUsers(*settings.uids, self.home.agent / "last-uid"))
         private_key = self._private_key()
         self.host = Host(
-            self.home, self.supervisor, self.slots, self.programs, private_key,
-            getpass.getuser(), threading.BoundedSemaphore(cores * 2), pgbouncer.program(settings.pgbouncer),
+            self.home, self.supervisor, self.slots, self.installed.postgres, private_key,
+            getpass.getuser(), threading.BoundedSemaphore(cores * 2), self.installed.pgbouncer,
             Firewall(self.home.root, [settings.port_range, (settings.listen_address[1],) * 2]), Limits(self.home.root),
             Repositories(self.home, pgbackrest.program(settings.pgbackrest), private_key),
             Jobs(self.home, self.supervisor, max(1, cores // 2)),
@@ -106,12 +107,21 @@ class Agent:
         self._exporter = exporter.program(settings.exporter)
         self.telemetry = Telemetry(self.host, self._exporter, self.nodes.__contains__, link)
         self._unsent: dict[str, NodeStatus] = {}
+        self.watch = Watch(
+            self.home.nodes, settings.host_disk_reserve_percent, lambda: [n.spec for n in list(self.nodes.values())],
+            self._cluster_of, self._look_now,
+        )  # fmt: skip
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="node")
         self._refilling: threading.Thread | None = None
         self._facts: HostFacts | None = None
         self._ask_at = self._facts_at = self._refill_at = 0.0
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """PostgreSQL as it is installed now."""
+        return self.host.programs
 
     # --- main thread ---------------------------------------------------------------------------------------
 
@@ -122,6 +132,7 @@ class Agent:
         self._load()
         self.host.firewall.begin(self._doors())
         self.supervisor.ensure_scanner()
+        threading.Thread(target=self.watch.run, args=(self._stopping,), name="disk", daemon=True).start()
         while not self._stopping.is_set():
             pause = self._turn()
             try:
@@ -162,8 +173,12 @@ class Agent:
             for spec in specs:
                 self._accept(spec)
             self._ask_at = now + _ASK_EVERY
+        if self.installed.look_again():
+            self.host.programs, self.host.pooler = self.installed.postgres, self.installed.pgbouncer
+            self._facts_at = now
         if now >= self._facts_at:
-            facts = report.facts(self.programs, self._exporter, {n.spec.port for n in self.nodes.values()})
+            pooler = self.host.pooler.version if self.host.pooler else ""
+            facts = report.facts(self.programs, self._exporter, pooler, {n.spec.port for n in self.nodes.values()})
             if facts != self._facts or asked:
                 self.link.register(sealing.public_key(self.host.private_key), facts)
                 self._facts = facts
@@ -265,9 +280,8 @@ class Agent:
         if not settled or node.status is None or node.status.state != "running":
             return None
         convergence = Convergence(self.host, spec)
-        measure = time.monotonic() >= node.sized
         try:
-            seen = self.telemetry.observe(convergence, size=measure)
+            seen = self.telemetry.observe(convergence)
         except PgherdError as error:
             self._say(node, msgspec.structs.replace(
                 node.status, state="starting", step="start", reason=report.describe(error, self.home.root),
@@ -281,8 +295,6 @@ class Agent:
             convergence.pooling.cut()
         if not features.are_current(spec, seen, read_record(convergence.directory)):
             return None
-        if measure:
-            node.sized = time.monotonic() + _SIZE_EVERY
         groups = list(self.host.limits.groups(spec.node_id))
         tending = Tending(self.host.repositories, self.host.jobs, spec, convergence.cluster, node.care, groups)
         node.jobs = tending.carry_out(seen.archiver, idle=not self._converges())
@@ -306,21 +318,31 @@ class Agent:
         if node.converged != spec.generation:
             log.info("node %s: %s, generation %d", spec.node_id, state, spec.generation)
         node.converged, node.marker = spec.generation, convergence.marker
+        status = status_of(spec, state, None)
+        if state == "stopped":
+            status = node.status = self._stopped(node, status)
         if state != "absent":
             self._keep(node)
         failpoints.passing(f"{spec.desired} record end")
         if convergence.seen is None:
-            return status_of(spec, state, None), _LOOK_EVERY if state == "absent" else 60.0
+            return status, _LOOK_EVERY if state == "absent" else 60.0
         node.task, node.pooler = convergence.task, convergence.pooler
         return self._running(node, spec, convergence.seen), 0.0 if spec.jobs else _LOOK_SOON
 
     def _running(self, node: Node, spec: NodeSpec, seen: Observation) -> NodeStatus:
-        status = msgspec.structs.replace(
-            status_of(spec, "running", seen), task=node.task, pooler=node.pooler, jobs=node.jobs
+        used = self.watch.used(spec.node_id) or (node.status.disk_used if node.status else 0)
+        return msgspec.structs.replace(
+            status_of(spec, "running", seen), task=node.task, pooler=node.pooler, jobs=node.jobs, disk_used=used
         )
-        if seen.size is None and node.status is not None:
-            status = msgspec.structs.replace(status, disk_used=node.status.disk_used)
-        return status
+
+    def _stopped(self, node: Node, status: NodeStatus) -> NodeStatus:
+        """The databases, users and sizes of a stopped node are what was seen last."""
+        if node.status is None:
+            return status
+        return msgspec.structs.replace(
+            node.status, generation=status.generation, state=status.state, restart=status.restart, pooler="",
+            step="", reason="", refused=0, pending_restart=[], observed_at=status.observed_at,
+        )  # fmt: skip
 
     def _failed(
         self, node: Node, spec: NodeSpec, convergence: Convergence | None, error: PgherdError | OSError
@@ -338,6 +360,8 @@ class Agent:
             except (PgherdError, OSError):
                 pass
         message = str(error.message if isinstance(error, Broken) else report.describe(error, self.home.root))
+        if state != "running" and self.watch.is_full():
+            message = "No space is left on the host's disk."  # the server's own words could not be written either
         # What was deleted here is known to the metadata by a generation that this agent never saw.
         generation = spec.generation if isinstance(error, Gone) else node.converged
         status = msgspec.structs.replace(
@@ -370,7 +394,8 @@ class Agent:
         path = self._file(node.spec.node_id)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._lock:
-            write_private(path, msgspec.json.encode(Kept(node.spec, node.converged)))
+            stopped = node.status if node.status is not None and node.status.state == "stopped" else None
+            write_private(path, msgspec.json.encode(Kept(node.spec, node.converged, stopped)))
 
     def _load(self) -> None:
         for path in sorted(self.home.agent.glob("specs/*.json")):
@@ -379,10 +404,23 @@ class Agent:
             except (OSError, msgspec.MsgspecError) as error:
                 log.error("A kept spec cannot be read: %s", error)
                 continue
-            self.nodes[kept.spec.node_id] = Node(kept.spec, kept.converged)
+            self.nodes[kept.spec.node_id] = Node(kept.spec, kept.converged, kept.status)
         unknown = {n for n in self.supervisor.names() if n.startswith("node-")} - {service_name(n) for n in self.nodes}
         if unknown:
             log.warning("Services that no spec is known for are left alone: %s", ", ".join(sorted(unknown)))
+
+    def _cluster_of(self, spec: NodeSpec) -> Cluster | None:
+        """Where a node lies; None before it has its directories."""
+        with contextlib.suppress(PgherdError):
+            cluster = Convergence(self.host, spec).cluster
+            return cluster if cluster.config.exists() and cluster.run.exists() else None
+        return None
+
+    def _look_now(self, node_id: str) -> None:
+        """Observe a node at once."""
+        if node := self.nodes.get(node_id):
+            node.due = 0.0
+            self.link.wake()
 
     def _doors(self) -> dict[str, Door]:
         """The doors of the nodes that are kept: they are there before any of their servers is started."""

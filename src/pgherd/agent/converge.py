@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import backups, exporting, features, pooling, report, tasks, warm
+from pgherd.agent import backups, disk, exporting, features, pooling, report, tasks, warm
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.pooling import Pooling
 from pgherd.agent.records import Record, read_record, write_private
@@ -188,6 +188,7 @@ class Convergence:
         cluster.config.mkdir(mode=0o750, exist_ok=True)
         if group is not None:
             os.chown(cluster.config, 0, group.gid)
+        disk.ensure_file(cluster)
         files = self._render(cluster, self._ensure_archiving(cluster))
         conf = cluster.config / "postgresql.conf"
         if conf.exists() and conf.read_text() != files["postgresql.conf"]:
@@ -306,6 +307,9 @@ class Convergence:
         assert self.seen is not None
         if self.seen.restart < self.spec.restart:
             self.seen = None
+            # What is written before the end need not be written while nobody is served.
+            with contextlib.suppress(HostFault):
+                postgres.psql(self.cluster, "CHECKPOINT;", options={"statement_timeout": "60s"}, timeout=70)
             self.host.supervisor.restart(self.service, _STOP_PATIENCE)
             self._ensure_limits()  # a smaller one was too small for what was still in use
             self._await_answer(time.monotonic() + _START_PATIENCE)
@@ -331,7 +335,7 @@ class Convergence:
         wished = hashlib.sha256(f"{admin.name}\0{verifier}".encode()).hexdigest()
         if record.admin == wished:
             return
-        script = postgres.creating_admin(admin.name, verifier) + postgres.observing(self.cut, size=False)
+        script = postgres.creating_admin(admin.name, verifier) + postgres.observing(self.cut)
         self.seen = postgres.parse_observation(postgres.psql(self.cluster, script))
         record.admin = wished
         self._note(record)
@@ -398,7 +402,7 @@ def status_of(spec: NodeSpec, state: NodeState, seen: Observation | None) -> Nod
         return status
     return msgspec.structs.replace(
         status, version=seen.version, databases=seen.databases, users=seen.users, pending_restart=seen.pending_restart,
-        max_connections=seen.max_connections, disk_used=seen.size or 0, restart=seen.restart,
+        max_connections=seen.max_connections, restart=seen.restart, read_only=seen.guard.partition(" ")[0],
     )  # fmt: skip
 
 

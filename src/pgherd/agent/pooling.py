@@ -65,8 +65,13 @@ class Pooling:
                 (self.cluster.config / name).unlink(missing_ok=True)
             return ""
         self._prepare()
+        assert self.program is not None
         marker = self._configure()
         seen = self._started()
+        if self.spec.pooler_version not in ("", seen.version) and self.spec.pooler_version == self.program.version:
+            # Not online: sessions over TLS cannot be handed over to another process.
+            self.supervisor.restart(self.service, _STOP_PATIENCE)
+            seen = self._started()
         if seen.marker != marker:
             seen = self._reloaded(marker)
         self.cut()

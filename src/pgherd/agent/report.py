@@ -64,7 +64,7 @@ def listening_ports() -> set[int]:
     return ports
 
 
-def facts(programs: dict[str, Program], found: exporter.Program | None, own_ports: set[int]) -> HostFacts:
+def facts(programs: dict[str, Program], found: exporter.Program | None, pooler: str, own_ports: set[int]) -> HostFacts:
     """What the host is and has; `own_ports` are the nodes' own and not listed as others' listeners."""
     return HostFacts(
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -75,4 +75,5 @@ def facts(programs: dict[str, Program], found: exporter.Program | None, own_port
         extensions={major: extensions.installed(major, program.control_files) for major, program in programs.items()},
         audit={major: program.audit_parameters(_AUDIT) for major, program in programs.items()},
         exporter=found.version if found else "",
+        pooler=pooler,
     )

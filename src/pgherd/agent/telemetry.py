@@ -61,9 +61,9 @@ class Telemetry:
 
     # --- one node, in the thread that looks after it -------------------------------------------------------
 
-    def observe(self, convergence: Convergence, *, size: bool) -> Observation:
+    def observe(self, convergence: Convergence) -> Observation:
         """Ask the cluster, for its counters too when they are due; a node that cannot count runs all the same."""
-        ask = partial(postgres.observe, convergence.cluster, convergence.cut, size=size)
+        ask = partial(postgres.observe, convergence.cluster, convergence.cut)
         if not self._meters.is_due(convergence.spec.node_id):
             return ask()
         try:

@@ -12,6 +12,8 @@ from urllib.parse import quote
 import msgspec
 from psycopg.rows import DictRow
 
+from pgherd.api.notifications import notifications, timestamp
+from pgherd.model.maintenance import Calendar, pending, start_after
 from pgherd.model.plan import PLANS, Plan, memory
 from pgherd.model.service import DEFAULT_DATABASE, Wish
 from pgherd.settings import Settings
@@ -20,11 +22,6 @@ from pgherd.settings import Settings
 SILENT = 60
 
 _NODE_STATES = {"running": "running", "setting_up": "setting_up_vm", "starting": "setting_up_vm", "absent": "leaving"}
-
-
-def timestamp(moment: datetime.datetime) -> str:
-    """RFC 3339 in UTC with a Z, which the Go clients insist on."""
-    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def operation(row: DictRow) -> dict[str, Any]:
@@ -75,7 +72,11 @@ def service(row: DictRow, settings: Settings, organization: str) -> dict[str, An
         ],
         "databases": status.get("databases", []),
         "ip-filter": wish.ip_filter,
-        "maintenance": {"dow": wish.maintenance.dow, "time": wish.maintenance.time, "updates": []},
+        "maintenance": {
+            "dow": wish.maintenance.dow,
+            "time": wish.maintenance.time,
+            "updates": _updates(row, wish, settings.maintenance_deadline_days),
+        },
         "max-connections": status.get("max_connections") or plan.max_connections,
         "node-states": [_node(node, row["notice"]) for node in nodes],
         "pg-settings": wish.pg_settings,
@@ -123,7 +124,7 @@ def common(row: DictRow, settings: Settings, wish: Wish | None = None, plan: Pla
         "node-count": plan.nodes,
         "node-cpu-count": plan.cpus,
         "node-memory": plan.memory_bytes,
-        "notifications": _notifications(row),
+        "notifications": notifications(row, plan),
         "termination-protection": wish.termination_protection,
         "zone": settings.zone,
     }
@@ -135,6 +136,8 @@ def _status(nodes: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _state(row: DictRow) -> str:
+    if row["stopped_at"] is not None:
+        return "poweroff"
     if row["phase"] != "running":
         return str(row["phase"])
     running = all((node["status"] or {}).get("state") == "running" for node in row["nodes"])
@@ -142,11 +145,13 @@ def _state(row: DictRow) -> str:
 
 
 def _node(node: dict[str, Any], notice: str) -> dict[str, Any]:
-    """A node; one that was stopped because its service was not created says why, and is not observed any more."""
+    """A node; one that is stopped says why, and its host may be silent."""
     status = node["status"] or {"state": "setting_up", "step": "waits for its host"}
     shown: dict[str, Any] = {"name": node["name"], "role": "master"}
     shown["state"] = _NODE_STATES.get(status["state"], "unknown")
     stopped = node["desired"] == "stopped"
+    if stopped and status["state"] == "running":
+        shown["state"] = "leaving"
     reason = status.get("reason") or (notice if stopped else "") or (status.get("repository") or {}).get("problem", "")
     if node["age"] is not None and node["age"] > SILENT and not stopped:
         shown["state"], reason = "unknown", f"its host has not reported for {int(node['age'])} s"
@@ -158,12 +163,21 @@ def _node(node: dict[str, Any], notice: str) -> dict[str, Any]:
     return shown
 
 
-def _notifications(row: DictRow) -> list[dict[str, Any]]:
-    """The contract has two types of notifications; the one that fits a service that was not created is this."""
-    if row["phase"] != "poweroff" or not row["notice"]:
-        return []
-    message = f"The service was not created: {row['notice']} Delete it and create it again."
-    return [{"level": "warning", "type": "service_powered_off_removal", "message": message[:1024], "metadata": {}}]
+def _updates(row: DictRow, wish: Wish, days: int) -> list[dict[str, str]]:
+    """What waits for maintenance; how long it has waited is noted by a reconciler within half a minute."""
+    now = datetime.datetime.now(datetime.UTC)
+    calendar = Calendar(wish.maintenance, str(row["id"]), days, row["maintained_for"])
+    found = {}
+    for node in row["nodes"]:
+        for update in pending(node["status"] or {}, node, wish.version):
+            since = datetime.datetime.fromisoformat(row["updates"].get(update.kind) or now.isoformat())
+            found[update.kind] = {
+                "description": update.description,
+                "start-after": timestamp(start_after(since)),
+                "start-at": timestamp(calendar.start_at(since, now)),
+                "deadline": timestamp(calendar.deadline(since)),
+            }
+    return list(found.values())
 
 
 def _installed(nodes: list[dict[str, Any]], major: str) -> str:

@@ -19,7 +19,7 @@ from pgherd.model.pool import check_sum
 from pgherd.model.service import Change, Maintenance
 from pgherd.settings import Settings
 from pgherd.store.db import AsyncDb
-from pgherd.workflows import create, delete, update
+from pgherd.workflows import create, delete, maintenance, power, update
 
 #: Fields of the contract that this version refuses, each with the values that change nothing and so may be sent.
 _NOT_YET: dict[str, tuple[Any, ...]] = {
@@ -114,6 +114,18 @@ class Services:
         """delete-dbaas-service and delete-dbaas-service-pg"""
         return await self._operations.open(request, partial(_delete, request.params["name"]))
 
+    async def maintain(self, request: Request) -> object:
+        """start-dbaas-pg-maintenance"""
+        return await self._operations.open(request, partial(_maintain, request.params["name"]))
+
+    async def stop(self, request: Request) -> object:
+        """stop-service"""
+        return await self._operations.open(request, partial(_power, request.params["name"], True))
+
+    async def start(self, request: Request) -> object:
+        """start-service"""
+        return await self._operations.open(request, partial(_power, request.params["name"], False))
+
     async def get(self, request: Request) -> object:
         """get-dbaas-service-pg"""
         row = await self._db.row("views", organization_id=request.key.organization_id, name=request.params["name"])
@@ -144,3 +156,11 @@ def _update(name: str, change: Change, app: Any, caller: Any, operation: Any) ->
 
 def _delete(name: str, app: Any, caller: Any, operation: Any) -> Any:
     return delete.request(app, caller, operation, name)
+
+
+def _power(name: str, stop: bool, app: Any, caller: Any, operation: Any) -> Any:
+    return power.request(app, caller, operation, name, stop=stop)
+
+
+def _maintain(name: str, app: Any, caller: Any, operation: Any) -> Any:
+    return maintenance.request(app, caller, operation, name)

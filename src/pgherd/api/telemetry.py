@@ -13,7 +13,7 @@ import msgspec
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
-from pgherd.api import render
+from pgherd.api.notifications import timestamp
 from pgherd.api.operations import Ends
 from pgherd.api.request import Handler, Request
 from pgherd.errors import Conflict, Fault, NotFound
@@ -134,7 +134,7 @@ def _metric(metric: Metric, rows: list[DictRow]) -> dict[str, Any]:
     for row in rows:
         found = None if row["at"] is None else value(metric, row["measured"])
         if found is not None:
-            at = render.timestamp(row["at"])
+            at = timestamp(row["at"])
             table.setdefault(at, [at, *(None for _ in nodes)])[1 + nodes.index(row["node"])] = found
     columns = [{"label": "time", "type": "date"}, *({"label": node, "type": "number"} for node in nodes)]
     return {"data": {"cols": columns, "rows": [table[at] for at in sorted(table)]}, "hints": {"title": metric.title}}

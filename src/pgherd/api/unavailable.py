@@ -10,13 +10,11 @@ from collections.abc import Mapping
 
 from pgherd.contract.document import Contract, Route
 
-_MAINTENANCE = "with maintenance windows"
 _UPGRADES = "with major upgrades"
 _REPLICAS = "with read replicas and migrations"
 
 #: operationId -> when it comes.
 COMING: Mapping[str, str] = {
-    "start-dbaas-pg-maintenance": _MAINTENANCE,
     "create-dbaas-pg-upgrade-check": _UPGRADES,
     "get-dbaas-task": _UPGRADES,
     "stop-dbaas-pg-migration": _REPLICAS,

@@ -10,7 +10,7 @@ import anyio.to_thread
 import msgspec
 from psycopg.rows import DictRow
 
-from pgherd.api import render
+from pgherd.api.notifications import timestamp
 from pgherd.api.operations import Ends
 from pgherd.api.request import Handler, Request
 from pgherd.errors import Conflict, Forbidden, NotFound, PgherdError
@@ -79,7 +79,7 @@ def _operators_only(request: Request) -> None:
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
     """An unknown node as `list-hosts` shows it; a report that cannot be read shows its id alone."""
-    facts: dict[str, Any] = {"id": str(row["id"]), "seen-at": render.timestamp(row["seen_at"])}
+    facts: dict[str, Any] = {"id": str(row["id"]), "seen-at": timestamp(row["seen_at"])}
     facts["state"] = "being deleted" if row["doomed"] else "unknown"
     try:
         found = msgspec.convert(row["report"], UnknownNode)

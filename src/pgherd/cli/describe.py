@@ -45,6 +45,7 @@ def service_facts(service: dict[str, Any], now: datetime) -> list[tuple[str, obj
         ("Connections", service.get("max-connections")),
         ("Protected", yes(service.get("termination-protection"))),
         ("Maintenance", _maintenance(service.get("maintenance") or {})),
+        ("Updates", [_update(update) for update in (service.get("maintenance") or {}).get("updates") or []]),
         ("Backups at", _backup_time(service.get("backup-schedule") or {})),
         ("Work memory", _with_unit(service.get("work-mem"), "MB")),
         ("Shared buffers", _with_unit(service.get("shared-buffers-percentage"), "% of the memory")),
@@ -157,6 +158,10 @@ def _sizes(service: dict[str, Any]) -> str:
 
 def _maintenance(maintenance: dict[str, Any]) -> str:
     return f"{maintenance['dow']} {maintenance.get('time', '')} UTC" if maintenance.get("dow") else ""
+
+
+def _update(update: dict[str, Any]) -> str:
+    return f"{update.get('description')} At {update.get('start-at')}, by {update.get('deadline')} at the latest."
 
 
 def _backup_time(schedule: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -176,6 +177,30 @@ def delete(
     _end(api, operation, name, "Deleting", wait, timeout, gone=True)
 
 
+@app.command()
+def stop(name: Name, wait: Wait = True, timeout: Timeout = None, form: Form = None) -> None:
+    """Stop a service; its data, address and place on the host stay, and `start` brings it back."""
+    api = connect()
+    operation = _turn(api, name, "stop")
+    _end(api, operation, name, "Stopping", wait, timeout, then=(f"pgherd service start {name}",))
+
+
+@app.command()
+def start(name: Name, wait: Wait = True, timeout: Timeout = None, form: Form = None) -> None:
+    """Start a service that was stopped."""
+    api = connect()
+    operation = _turn(api, name, "start")
+    _end(api, operation, name, "Starting", wait, timeout)
+
+
+@app.command()
+def maintenance(name: Name, wait: Wait = True, timeout: Timeout = None, form: Form = None) -> None:
+    """Install the updates that wait (`show` lists them) now instead of in the maintenance window."""
+    api = connect()
+    operation = _send(api, "start-dbaas-pg-maintenance", name, None)
+    _end(api, operation, name, "Maintaining", wait, timeout)
+
+
 @app.command("wait")
 def wait_for(
     name: Name,
@@ -220,10 +245,24 @@ def _send(api: Api, operation_id: str, name: str, body: dict[str, Any] | None) -
         return dict(api.call(operation_id, name, body=body))
 
 
+def _turn(api: Api, name: str, how: str) -> dict[str, Any]:
+    from pgherd.cli.waiting import sending
+
+    with sending(name):
+        return dict(api.own("PUT", "service", name, how))
+
+
 def _end(
-    api: Api, operation: dict[str, Any], name: str, verb: str, wait: bool, timeout: float | None, gone: bool = False
+    api: Api,
+    operation: dict[str, Any],
+    name: str,
+    verb: str,
+    wait: bool,
+    timeout: float | None,
+    gone: bool = False,
+    then: Sequence[str] = (),
 ) -> None:
-    """Wait if asked to, and print what came of it: the service, or the operation."""
+    """Wait if asked to, and print what came of it, the service or the operation, and what to do `then`."""
     from pgherd.cli.waiting import until_operation_ends
 
     if not wait:
@@ -234,7 +273,7 @@ def _end(
     operation = until_operation_ends(api, operation, f"{verb} {name}", service=watched, timeout=timeout)
     if not gone:
         _show(api.call("get-dbaas-service-pg", name))
-        screen.next_steps(f"pgherd service psql {name}", f"pgherd service show {name} --uri")
+        screen.next_steps(*(then or (f"pgherd service psql {name}", f"pgherd service show {name} --uri")))
     elif screen.as_json():
         screen.print_json(operation)
     else:

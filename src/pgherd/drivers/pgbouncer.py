@@ -79,7 +79,7 @@ class Seen:
 
 def program(setting: str) -> Program | None:
     """The PgBouncer that `setting` names; when empty that of the prefix, else Debian's. None: there is none."""
-    for path in [setting] if setting else [str(PREFIX), "/usr/sbin/pgbouncer"]:
+    for path in paths(setting):
         try:
             asked = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
@@ -87,6 +87,11 @@ def program(setting: str) -> Program | None:
         if version := re.search(r"PgBouncer (\d+\.\d+(?:\.\d+)*)", asked.stdout):
             return Program(path, version[1])
     return None
+
+
+def paths(setting: str) -> list[str]:
+    """Where `program` looks, the first first."""
+    return [setting] if setting else [str(PREFIX), "/usr/sbin/pgbouncer"]
 
 
 def is_wanted(spec: NodeSpec) -> bool:

@@ -143,7 +143,7 @@ class Archiver(msgspec.Struct, frozen=True):
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What a cluster says of itself. `config` and `restart` are the markers it was loaded and started with.
+    """What a cluster says of itself. `config`, `guard` and `restart` are the markers it was loaded and started with.
 
     `more` is what the caller's own expression gave, as JSON.
     """
@@ -155,9 +155,9 @@ class Observation(msgspec.Struct, frozen=True):
     users: list[Role]
     pending_restart: list[str]
     max_connections: int
-    size: int | None = None
     newest_database: int = 0  # oid
     preloaded: str = ""
+    guard: str = ""
     archiver: Archiver | None = None
     more: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -174,14 +174,18 @@ def installed() -> dict[str, Path]:
 
 def programs(setting: str) -> dict[str, Program]:
     """The installed majors: from `MAJOR=DIR,...`, or what is `installed` when that is empty."""
-    places = dict(word.strip().split("=", 1) for word in setting.split(",") if "=" in word)
-    places = places or {major: str(place) for major, place in installed().items()}
     found = {}
-    for major, place in places.items():
+    for major, place in places(setting).items():
         asked = subprocess.run([f"{place}/postgres", "--version"], capture_output=True, text=True, check=False)
         if version := re.search(r"\) (\d+(?:\.\d+|\w+))", asked.stdout):
             found[major] = Program(major, Path(place), version[1], *_places(Path(place), major))
     return found
+
+
+def places(setting: str) -> dict[str, str]:
+    """The directory of the programs of each major, see `programs`."""
+    named = dict(word.strip().split("=", 1) for word in setting.split(",") if "=" in word)
+    return named or {major: str(place) for major, place in installed().items()}
 
 
 def _places(programs: Path, major: str) -> tuple[Path, Path]:
@@ -303,15 +307,11 @@ def psql(
     raise HostFault("SQL to a service failed.", detail=said)
 
 
-def observing(cut: str, *, size: bool, more: str = "NULL") -> str:
+def observing(cut: str, *, more: str = "NULL") -> str:
     """The SQL of `observe`; `cut` is an SQL number that ends connections that are not allowed, see `hba.count_cut`.
 
     `more` is an SQL expression for JSON that is asked for in the same breath.
     """
-    measured = (
-        "(SELECT sum(pg_database_size(oid)) FROM pg_database)::bigint"
-        " + (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir())::bigint"
-    )
     return f"""
     SELECT json_build_object(
       'version', split_part(current_setting('server_version'), ' ', 1),
@@ -328,7 +328,7 @@ def observing(cut: str, *, size: bool, more: str = "NULL") -> str:
       'max_connections', current_setting('max_connections')::int,
       'newest_database', (SELECT max(oid::bigint) FROM pg_database WHERE datallowconn),
       'preloaded', current_setting('shared_preload_libraries'),
-      'size', {measured if size else "NULL"},
+      'guard', coalesce(current_setting('pgherd.guard', true), ''),
       'archiver', (SELECT json_build_object('wal', coalesce(last_archived_wal, ''),
          'at', coalesce(to_char(last_archived_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), ''),
          'fails', coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false),
@@ -346,9 +346,9 @@ def parse_observation(text: str) -> Observation:
         raise HostFault("A service's PostgreSQL gives a wrong answer.", detail=str(error)[:200]) from None
 
 
-def observe(cluster: Cluster, cut: str, *, size: bool = False, more: str = "NULL") -> Observation:
+def observe(cluster: Cluster, cut: str, *, more: str = "NULL") -> Observation:
     """Ask the cluster. Raises NotReady or HostFault."""
-    return parse_observation(psql(cluster, observing(cut, size=size, more=more)))
+    return parse_observation(psql(cluster, observing(cut, more=more)))
 
 
 def reload(cluster: Cluster) -> None:

@@ -107,6 +107,8 @@ def render(
         "extwlist.extensions": extensions,
         "session_preload_libraries": ",".join(session_libraries or []),
         "shared_preload_libraries": ",".join(preloaded(spec, libraries)),
+        # The guard against a full disk is switched without this file (`postgres_guard`).
+        "include_if_exists": "guard.conf",
         "lc_monetary": locale,
         "lc_numeric": locale,
         "lc_time": locale,

@@ -110,9 +110,24 @@ class Wish(msgspec.Struct, frozen=True):
             variant=_given(change.variant, self.variant),
         )
 
+    def cold(self, other: Wish) -> Wish:
+        """This wish with what a service that is stopped may change taken from the other one."""
+        return msgspec.structs.replace(
+            self,
+            termination_protection=other.termination_protection,
+            ip_filter=other.ip_filter,
+            maintenance=other.maintenance,
+            backup=other.backup,
+        )
+
 
 def _given(sent: Any, otherwise: Any) -> Any:
     return otherwise if sent is UNSET else sent
+
+
+def how_to_start(name: str) -> str:
+    """What to do about a service that was stopped."""
+    return f"Start it: pgherd service start {name}, or PUT /pgherd/v1/service/{name}/start."
 
 
 class Secrets(msgspec.Struct, frozen=True):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from pgherd.errors import Unavailable
-from pgherd.reconcilers import backups, operations, services, telemetry
+from pgherd.reconcilers import backups, operations, services, telemetry, upkeep
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App
 from pgherd.workflows.worker import Slot
@@ -29,6 +30,8 @@ class Rounds:
             (10, backups.start_due),
             (10, backups.tell_problems),
             (30, services.roll_platform),
+            (10, services.keep_power),
+            (5, lambda tx: upkeep.keep(app, tx, datetime.now(UTC))),
             (60, telemetry.forget_questions),
             (300, lambda tx: telemetry.roll_up(tx, 300)),
             (900, lambda tx: telemetry.roll_up(tx, 1800, 7200, 86_400)),

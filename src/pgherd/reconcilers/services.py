@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from uuid import UUID, uuid4
 
+import msgspec
+
 from pgherd.model import certificates
 from pgherd.spec import PLATFORM
 from pgherd.store.db import Transaction
+from pgherd.workflows import power
 from pgherd.workflows.accept import open_operation
 from pgherd.workflows.app import App
 from pgherd.workflows.delete import clear_records
 from pgherd.workflows.nodes import certificate_hosts
-from pgherd.workflows.update import WITHIN
+from pgherd.workflows.update import WITHIN, Note
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,12 @@ def roll_platform(tx: Transaction) -> None:
         _open_update(tx, row["service_id"], "platform parameters")
 
 
+def keep_power(tx: Transaction) -> None:
+    """A stop or start whose operation ended before it told the hosts (a time-out) is carried out by another one."""
+    for row in tx.rows("adrift"):
+        _open(tx, row["id"], "power", power.WITHIN, "power")
+
+
 def renew_certificates(app: App, tx: Transaction) -> None:
     """Certificates are re-issued two months before they end or when their names changed; hosts take them by reload.
 
@@ -44,8 +53,15 @@ def renew_certificates(app: App, tx: Transaction) -> None:
 
 
 def _open_update(tx: Transaction, service: UUID, why: str) -> None:
+    # Without a restart: what wants one waits for the maintenance.
+    _open(tx, service, "update", WITHIN, why, Note(restart=False))
+
+
+def _open(
+    tx: Transaction, service: UUID, kind: str, within: float, why: str, note: msgspec.Struct | None = None
+) -> None:
     row = tx.row("lock_service_by_id", id=service)
     if row is None or row["deleted_at"] is not None:
         return
-    log.info("service %s is updated: %s", service, why)
-    open_operation(tx, uuid4(), row["organization_id"], service, "update", WITHIN)
+    log.info("service %s: %s, because of: %s", service, kind, why)
+    open_operation(tx, uuid4(), row["organization_id"], service, kind, within, note)

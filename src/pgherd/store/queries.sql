@@ -136,15 +136,15 @@ returning id;
 insert into node (id, service_id, host_id, name) values (%(id)s, %(service_id)s, %(host_id)s, %(name)s);
 
 -- lock_service --
-select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
+select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at, stopped_at
   from service where organization_id = %(organization_id)s and name = %(name)s and deleted_at is null for update;
 
 -- service_by_id --
-select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
+select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at, stopped_at
   from service where id = %(id)s;
 
 -- lock_service_by_id --
-select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at
+select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at, stopped_at
   from service where id = %(id)s for update;
 
 -- update_wish --
@@ -160,6 +160,10 @@ update operation set verdict = %(verdict)s where id = %(id)s;
 
 -- set_phase --
 update service set phase = %(phase)s where id = %(id)s and deleted_at is null and phase <> %(phase)s;
+
+-- set_power --
+update service set stopped_at = case when %(stop)s then now() end, updated_at = now()
+ where id = %(id)s and (stopped_at is null) = %(stop)s;
 
 -- set_certificate --
 update service set certificate = %(certificate)s, secrets = %(secrets)s where id = %(id)s;
@@ -186,14 +190,16 @@ update node set spec = null, sealed = null where service_id = %(service_id)s;
 select id from service where deleted_at is not null and cleared_at is null;
 
 -- views --
-select s.id, s.name, s.wish, s.phase, s.notice, s.first_port, s.created_at, s.updated_at,
+select s.id, s.name, s.wish, s.phase, s.notice, s.first_port, s.created_at, s.updated_at, s.stopped_at,
        (select coalesce(jsonb_agg(jsonb_build_object('name', n.name, 'generation', n.generation, 'desired', n.spec ->> 'desired',
                 'status', n.status, 'age', extract(epoch from now() - n.observed_at), 'versions', h.facts -> 'versions',
-                'exporter', h.facts ->> 'exporter', 'host_memory', h.facts -> 'memory_bytes') order by n.name), '[]')
+                'exporter', h.facts ->> 'exporter', 'host_memory', h.facts -> 'memory_bytes', 'pooler', h.facts -> 'pooler') order by n.name), '[]')
           from node n join host h on h.id = n.host_id where n.service_id = s.id) as nodes,
        (select coalesce(jsonb_agg(jsonb_build_object('name', p.name, 'database', p.database_name, 'mode', p.mode,
                 'size', p.size, 'username', p.username) order by p.name), '[]')
-          from pool p where p.service_id = s.id) as pools
+          from pool p where p.service_id = s.id) as pools,
+       s.maintained_for,
+       (select coalesce(jsonb_object_agg(u.kind, u.since), '{}') from pending_update u where u.service_id = s.id) as updates
   from service s
  where s.organization_id = %(organization_id)s and s.deleted_at is null and (%(name)s::text is null or s.name = %(name)s)
  order by s.name;
@@ -364,6 +370,10 @@ update operation set faults = faults + 1 where id = %(id)s and attempt = %(attem
 -- end_operation --
 select end_operation(%(id)s, %(attempt)s, %(state)s, %(reason)s, %(message)s) as ended;
 
+-- others_pending --
+select count(*) as pending from operation
+ where service_id = %(service_id)s and state = 'pending' and kind = 'update' and id <> %(id)s;
+
 -- end_others --
 select end_operation(id, null, 'failure', 'interrupted', %(message)s) from operation
  where service_id = %(service_id)s and state = 'pending' and id <> %(id)s;
@@ -466,3 +476,35 @@ select roll_up_samples(%(step)s, %(periods)s);
 
 -- clear_samples --
 delete from sample where node_id in (select id from node where service_id = %(service_id)s);
+
+-- adrift --
+select distinct s.id from service s join node n on n.service_id = s.id
+ where s.deleted_at is null and s.phase <> 'poweroff' and n.spec is not null
+   and (s.stopped_at is not null) <> (n.spec ->> 'desired' = 'stopped')
+   and not exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending');
+
+-- upkeep --
+select s.id, s.wish, s.phase = 'running' and s.stopped_at is null as runs, s.maintained_for, n.host_id, n.status, h.facts,
+       n.observed_at > now() - interval '1 minute' as fresh,
+       exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending') as busy,
+       (select coalesce(jsonb_object_agg(u.kind, u.since), '{}') from pending_update u where u.service_id = s.id) as updates
+  from service s join node n on n.service_id = s.id join host h on h.id = n.host_id
+ where s.deleted_at is null and s.settled is not null and n.status is not null
+   and (n.status ->> 'version' is distinct from h.facts -> 'versions' ->> (s.wish ->> 'version')
+        or coalesce(n.status ->> 'pooler', '') not in ('', coalesce(h.facts ->> 'pooler', ''))
+        or n.status -> 'pending_restart' <> '[]'
+        or exists (select 1 from pending_update u where u.service_id = s.id))
+ order by s.id;
+
+-- maintenance_under_way --
+select n.host_id, count(distinct o.id) as operations from operation o join node n on n.service_id = o.service_id
+ where o.kind = 'maintenance' and o.state = 'pending' group by n.host_id;
+
+-- note_update --
+insert into pending_update (service_id, kind, since) values (%(service_id)s, %(kind)s, %(since)s) on conflict do nothing;
+
+-- forget_update --
+delete from pending_update where service_id = %(service_id)s and kind = %(kind)s;
+
+-- use_window --
+update service set maintained_for = %(begin)s where id = %(id)s;

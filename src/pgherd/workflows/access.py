@@ -11,6 +11,7 @@ from psycopg.rows import DictRow
 from pgherd.errors import Conflict, NotFound
 from pgherd.model.access import Cluster, Password
 from pgherd.model.passwords import verifier
+from pgherd.model.service import how_to_start
 from pgherd.sealing import seal
 from pgherd.spec import NodeStatus, Task
 from pgherd.store.db import Transaction
@@ -43,6 +44,14 @@ def request(app: App, caller: Caller, operation: UUID, name: str, task: Task, pa
 
 
 def running_service(tx: Transaction, caller: Caller, name: str) -> DictRow:
+    """The service's row, locked. Raises NotFound, or Conflict unless its cluster has been up and shall be."""
+    row = created_service(tx, caller, name)
+    if row["stopped_at"] is not None:
+        raise Conflict(f"The service is stopped. {how_to_start(name)}")
+    return row
+
+
+def created_service(tx: Transaction, caller: Caller, name: str) -> DictRow:
     """The service's row, locked. Raises NotFound, or Conflict unless its cluster has been up."""
     row = tx.row("lock_service", organization_id=caller.organization_id, name=name)
     if row is None:

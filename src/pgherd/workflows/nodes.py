@@ -19,7 +19,7 @@ from pgherd.model.pool import parameters
 from pgherd.model.service import Secrets, Wish
 from pgherd.sealing import seal
 from pgherd.settings import Settings
-from pgherd.spec import About, Admin, Job, NodeSpec, Pool, Tls
+from pgherd.spec import About, Admin, Desired, Job, NodeSpec, Pool, Tls
 from pgherd.store.db import Transaction
 from pgherd.workflows.repositories import ensure_repository, repository_for
 from pgherd.workflows.run import Run
@@ -132,7 +132,8 @@ def _spec(
         service_id=str(run.service),
         generation=0,
         node_name=node["name"],
-        desired="running",
+        # A service that is stopped stays so: only the operations that stop and start it change that (`power`).
+        desired=(node["spec"] or {}).get("desired", "running"),
         version=wish.version,
         port=row["first_port"],
         memory=memory(
@@ -161,16 +162,16 @@ def _spec(
     )
 
 
-def change_specs(run: Run, change: Callable[[DictRow], dict[str, Any]]) -> None:
+def change_specs(run: Run, change: Callable[[DictRow], dict[str, Any]], of: tuple[Desired, ...] = ("running",)) -> None:
     """Every node's host is told these fields of the spec, and of the rest what it was told last.
 
     So that a task or a pool does not bring a change into force that another operation, still waiting, stands for.
-    `change` gets the node's row and answers only fields that shall differ.
+    `change` gets the node's row and answers only fields that shall differ; `of`: what nodes may be wished to be.
     """
     with run.transaction() as tx:
         changed = False
         for node in tx.rows("nodes", service_id=run.service):
-            if node["spec"] is None or node["spec"]["desired"] != "running":
+            if node["spec"] is None or node["spec"]["desired"] not in of:
                 raise Conflict("The service does not run; nothing can be changed in it.")
             spec = node["spec"] | change(node)
             if spec != node["spec"]:
@@ -195,7 +196,7 @@ def nodes_in_force(run: Run) -> str | None:
             raise NodeFailed(f"Node {node['name']}: {clean(status['reason'])}")
         if status.get("generation", -1) < node["generation"]:
             return f"{node['name']}: {status.get('reason') or status.get('step') or 'waits for its host'}"
-        if status["state"] != "running" or status["restart"] != node["restart"]:
+        if status["state"] != node["spec"]["desired"] or status["restart"] != node["restart"]:
             return f"{node['name']}: {status['state']} {status.get('step', '')}"
     return None
 
@@ -212,14 +213,26 @@ def start_nodes(run: Run) -> None:
 
 
 def restart_where_pending(run: Run) -> None:
-    """Parameters that wait for a restart are in force; the service is `rebuilding` only meanwhile."""
+    """Parameters that wait for a restart are in force."""
+
+    def waiting(node: DictRow) -> str:
+        names: list[str] = node["status"]["pending_restart"]
+        return f"pg-settings: PostgreSQL did not take {clean(', '.join(names))}" if names else ""
+
+    restart_where(run, waiting)
+
+
+def restart_where(run: Run, waiting: Callable[[DictRow], str]) -> None:
+    """Nodes with something that waits for a restart were restarted; the service is `rebuilding` only meanwhile.
+
+    `waiting` says how it fails when that is so even after a restart, empty: nothing waits. Raises NodeFailed.
+    """
     with run.transaction() as tx:
         nodes = tx.rows("nodes", service_id=run.service)
-        pending = [node for node in nodes if node["status"]["pending_restart"]]
+        pending = [node for node in nodes if waiting(node)]
         stuck = [node for node in pending if node["restart_generation"] == node["generation"]]
         if stuck:
-            names = ", ".join(stuck[0]["status"]["pending_restart"])
-            raise NodeFailed(f"pg-settings: PostgreSQL did not take {clean(names)} even after a restart.")
+            raise NodeFailed(f"{waiting(stuck[0])} even after a restart.")
         for node in pending:
             tx.run("ask_restart", id=node["id"])
         if pending:

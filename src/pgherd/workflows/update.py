@@ -14,7 +14,7 @@ from pgherd.fleet.placement import GIB
 from pgherd.model import features
 from pgherd.model.plan import PLANS
 from pgherd.model.pool import check_sum
-from pgherd.model.service import Change, Wish
+from pgherd.model.service import Change, Wish, how_to_start
 from pgherd.settings import Settings
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
@@ -35,8 +35,18 @@ from pgherd.workflows.run import Run
 WITHIN = 900
 
 
+class Note(msgspec.Struct):
+    """Whether the operation may restart PostgreSQL: only a change of what PostgreSQL itself is to be does.
+
+    What else waits for a restart, as after a roll of the platform's parameters, is left to the maintenance.
+    """
+
+    restart: bool = True
+
+
 def request(app: App, caller: Caller, operation: UUID, name: str, change: Change) -> UUID:
     """Merge the change into the wish; the row lock keeps the order of requests."""
+    note = Note()
 
     def merge(tx: Transaction) -> UUID:
         tx.row("lock_organization", id=caller.organization_id)
@@ -55,6 +65,11 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
         features.check_variant(old, new)
         for node in tx.rows("nodes", service_id=row["id"]):
             features.check(new, features.Installed.on(node["facts"], new.version))
+        if row["stopped_at"] is not None and new != old.cold(new):
+            raise Conflict(
+                "The service is stopped: only termination-protection, ip-filter, maintenance and backup-schedule can be"
+                f" changed meanwhile. {how_to_start(name)}"
+            )
         _refuse_smaller_disk(tx, row, old, new)
         if new.plan != old.plan or new.pgbouncer_settings != old.pgbouncer_settings:
             field = "plan" if new.plan != old.plan else "pgbouncer-settings"
@@ -62,10 +77,11 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
         memory_bytes = PLANS[new.plan].memory_bytes * PLANS[new.plan].nodes
         _refuse_over_limits(app.settings, tx, row, memory_bytes)
         tx.run("update_wish", id=row["id"], wish=Jsonb(msgspec.to_builtins(new)), memory_bytes=memory_bytes)
+        note.restart = msgspec.structs.replace(new.cold(old), pgbouncer_settings=old.pgbouncer_settings) != old
         service: UUID = row["id"]
         return service
 
-    return accept(app, caller, operation, "update", WITHIN, merge)
+    return accept(app, caller, operation, "update", WITHIN, merge, note)
 
 
 def _refuse_over_limits(settings: Settings, tx: Transaction, row: DictRow, memory_bytes: int) -> None:
@@ -118,4 +134,14 @@ def _go_back(run: Run, error: NodeFailed) -> None:
 def _apply(run: Run) -> None:
     run.step("issue certificates", ensure_certificates)
     run.step("apply settings", start_nodes)
-    run.step("restart where needed", restart_where_pending)
+    run.step("restart where needed", _restart)
+
+
+def _restart(run: Run) -> None:
+    """Others that wait have written their wishes, which this run brought into force too: then it restarts for them."""
+    with run.app.db.transaction() as tx:
+        row = tx.row("task", id=run.operation)
+        others = tx.row("others_pending", service_id=run.service, id=run.operation)
+    note = msgspec.convert(row["task"], Note) if row is not None and row["task"] else Note()
+    if note.restart or (others is not None and others["pending"]):
+        restart_where_pending(run)
