@@ -164,9 +164,6 @@ def test_the_plan_is_empty_after_every_apply(
         service.config["termination_protection"] = False
         applied(service)
     service.destroy()
-    assert service.plan() == {"": "does not exist"}
-    applied(service)  # as terraform replaces: the name is free at once
-    service.destroy()
 
 
 def test_parts_of_a_service_do_not_drift(wire: Wire, name: str) -> None:
@@ -223,6 +220,9 @@ def test_the_order_of_calls(wire: Wire, name: str) -> None:
     wire.calls.clear()
     service.destroy()
     assert wire.calls == [f"DELETE /dbaas-service/{name}"]
+    assert service.plan() == {"": "does not exist"}
+    applied(service)  # as terraform replaces: the name is free at once
+    service.destroy()
 
 
 def test_a_password_is_found_as_the_data_source_looks_for_it(wire: Wire, service: str) -> None:
