@@ -193,6 +193,18 @@ class Maintenance(Update):
         assert instance.sql(name, "show max_files_per_process") == [(str(2000 + self.count),)]
 
 
+class Backup(Update):
+    """Back a service up; afterwards there is exactly one backup more."""
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        self.count += 1
+        return insist(instance, "POST", f"/service/{name}/backup", {"full": False}, own=True)
+
+    def check(self, instance: Instance, name: str) -> None:
+        found = instance.call("GET", f"/pgherd/v1/service/{name}/backup").json()
+        assert (len(found["backups"]), "running" in found) == (self.count, False), found
+
+
 OPERATIONS: dict[str, Callable[[], Any]] = {
     "create": Create,
     "update": Update,
@@ -202,6 +214,7 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "pool": Pool,
     "power": Power,
     "maintenance": Maintenance,
+    "backup": Backup,
 }
 
 

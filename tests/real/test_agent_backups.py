@@ -1,46 +1,245 @@
-"""Repositories and backups of a node by the real agent: real PostgreSQL, real pgBackRest."""
+"""Repositories and backups of a node by the real agent: real PostgreSQL, real pgBackRest, real S3."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import secrets
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from pgherd import sealing
-from pgherd.spec import Job, NodeSpec, NodeStatus, Repository
-from tests.plugins.host import RunningHost
+from pgherd import sealing, unprivileged
+from pgherd.agent import backups as care
+from pgherd.drivers import pgbackrest
+from pgherd.spec import S3, Backup, Job, JobStatus, NodeSpec, NodeStatus, Repository, RepositoryStatus
+from tests.plugins.host import RunningHost, rooted, until
+from tests.plugins.objects import Bucket
+
+CIPHER = "opens-the-repository"
 
 
-def repository(host: RunningHost, **changes: Any) -> Repository:
+def repository(host: RunningHost, bucket: Bucket | None = None, **changes: Any) -> Repository:
     public = sealing.public_key(host.agent.host.private_key)
-    made = Repository(secrets.token_hex(8), "directory", sealing.seal(public, "opens-the-repository"), 2)
+    s3 = None
+    if bucket is not None:
+        key, secret = sealing.seal(public, bucket.key), sealing.seal(public, bucket.secret)
+        s3 = S3(bucket.endpoint, bucket.bucket, bucket.region, key, secret, prefix="tests", ca=bucket.ca)
+    kind = "s3" if bucket else "directory"
+    made = Repository(secrets.token_hex(8), kind, sealing.seal(public, CIPHER), 2, s3)
     return msgspec.structs.replace(made, **changes)
 
 
-@pytest.fixture
-def node(host: RunningHost) -> NodeSpec:
-    kept = repository(host)
-    return host.running(repository=kept, service_id=kept.service_id)
+def with_repository(host: RunningHost, bucket: Bucket | None = None, **changes: Any) -> NodeSpec:
+    kept = repository(host, bucket)
+    return host.running(repository=kept, service_id=kept.service_id, **changes)
 
 
-def back_up(host: RunningHost, node: NodeSpec, **how: Any) -> tuple[NodeSpec, NodeStatus]:
+@pytest.fixture(params=["directory", "s3"])
+def node(request: pytest.FixtureRequest, host: RunningHost) -> Iterator[NodeSpec]:
+    made = with_repository(host, request.getfixturevalue("bucket") if request.param == "s3" else None)
+    yield made
+    remove(host, made)
+
+
+def remove(host: RunningHost, node: NodeSpec) -> None:
+    last = max((s.generation for s in host.link.history if s.node_id == node.node_id), default=node.generation)
+    host.change(msgspec.structs.replace(node, generation=max(last, node.generation)), desired="absent", jobs=[])
+    host.until(node, lambda s: s.state == "absent", 60)
+
+
+def seen(host: RunningHost, node: NodeSpec, reached: Any, seconds: float = 60) -> RepositoryStatus:
+    status = host.until(node, lambda s: s.repository is not None and reached(s.repository), seconds)
+    assert status.repository is not None
+    return status.repository
+
+
+def ready(host: RunningHost, node: NodeSpec) -> RepositoryStatus:
+    return seen(host, node, lambda r: r.ready)
+
+
+def start(host: RunningHost, node: NodeSpec, **how: Any) -> tuple[NodeSpec, Job]:
     job = Job(secrets.token_hex(8), "backup", **how)
-    node = host.change(node, jobs=[job])
-    status = host.until(node, lambda s: any(j.id == job.id and j.state in ("done", "failed") for j in s.jobs), 60)
-    assert status.jobs[0].state == "done", status.jobs
-    return host.change(node, jobs=[]), status
+    return host.change(node, jobs=[job]), job
 
 
-def test_backups(host: RunningHost, node: NodeSpec) -> None:
-    host.until(node, lambda s: s.repository is not None and s.repository.ready)
-    for _ in range(3):
-        host.sql(
-            node,
-            "create table if not exists public.t (i int); insert into public.t select generate_series(1, 999);",
-        )
-        node, status = back_up(host, node, full=True)
-        print(status.jobs, status.repository)
-    node, status = back_up(host, node)
-    print(status.repository)
+def ended(host: RunningHost, node: NodeSpec, job: Job, seconds: float = 60) -> tuple[JobStatus, NodeStatus]:
+    def found(status: NodeStatus) -> list[JobStatus]:
+        return [one for one in status.jobs if one.id == job.id and one.state in ("done", "failed")]
+
+    status = host.until(node, lambda s: bool(found(s)), seconds)
+    return found(status)[0], status
+
+
+def back_up(host: RunningHost, node: NodeSpec, **how: Any) -> tuple[NodeSpec, list[Backup]]:
+    node, job = start(host, node, **how)
+    done, status = ended(host, node, job)
+    assert (done.state, done.progress) == ("done", 1.0), done
+    assert status.repository is not None
+    return host.change(node, jobs=[]), status.repository.backups
+
+
+def write(host: RunningHost, node: NodeSpec, rows: int = 1000) -> None:
+    host.sql(node, "create table if not exists public.t (i int, words text);")
+    host.sql(node, f"insert into public.t select i, repeat(md5(i::text), 6) from generate_series(1, {rows}) i;")
+
+
+def switch(host: RunningHost, node: NodeSpec) -> str:
+    """End a segment; its name."""
+    return host.sql(node, "select pg_walfile_name(pg_switch_wal());").strip()
+
+
+def archived(host: RunningHost, node: NodeSpec) -> list[str]:
+    """The segments in the repository."""
+    program, config = host.agent.host.repositories.installed(), host.directory(node) / "config"
+    argv = pgbackrest.command(program, config, "repo-ls", "--recurse", "--output=json")
+    answer = unprivileged.run(host.account(node), [*argv, "archive"], timeout=60)
+    assert answer.code == 0, answer
+    names = [Path(name).name for name in json.loads(answer.out)]
+    return sorted({name[:24] for name in names if len(name) > 40 and not name.endswith(".backup")})
+
+
+def assert_no_hole(names: list[str], last: str) -> None:
+    numbers = [int(name[8:16], 16) * 256 + int(name[16:24], 16) for name in names]
+    assert numbers == list(range(1, len(numbers) + 1)) and last in names, names
+
+
+def test_segments_from_the_first_second(host: RunningHost, node: NodeSpec) -> None:
+    """What is written before the repository is there waits for it; nobody waits for the repository."""
+    assert host.link.history[-1].repository is None or not host.link.statuses[node.node_id].repository.ready  # type: ignore[union-attr]
+    write(host, node)
+    first = switch(host, node)
+    ready(host, node)
+    write(host, node)
+    last = switch(host, node)
+    seen(host, node, lambda r: r.wal >= last and r.waiting == 0 and not r.problem and r.archived_at)
+    assert first == "000000010000000000000001"
+    assert_no_hole(archived(host, node), last)
+
+
+def test_backups_are_taken_listed_and_expired(host: RunningHost, node: NodeSpec) -> None:
+    write(host, node)
+    node, [first] = back_up(host, node, full=True)
+    assert first.size > 20 << 20 and 0 < first.stored < first.size and not first.damaged and not first.parent
+    node, backups = back_up(host, node)
+    assert [b.parent for b in backups] == ["", first.name]
+    node, backups = back_up(host, node, full=True, scheduled=True)
+    assert len(backups) == 3, "two are kept, for a day at least"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(care, "_DAY", 0)
+        node, backups = back_up(host, node, full=True)
+    assert [b.parent for b in backups] == ["", ""] and first.name < backups[0].name
+    assert host.link.statuses[node.node_id].jobs[0].progress == 1.0
+
+
+def test_nothing_is_left(host: RunningHost, bucket: Bucket, node: NodeSpec) -> None:
+    node, _ = back_up(host, node, full=True)
+    directory = host.home / "backups" / str(node.repository and node.repository.service_id)
+    assert directory.exists()
+    before = bucket.objects()
+    in_bucket = node.repository is not None and node.repository.kind == "s3"
+    assert CIPHER not in subprocess.run(["ps", "axeww"], capture_output=True, text=True, check=True).stdout
+    remove(host, node)
+    assert not directory.exists()
+    assert not list((host.home / "agent/jobs").glob(f"{node.node_id}.*"))
+    assert not list((host.home / "s6").glob(f"*{node.node_id}*"))
+    if in_bucket:
+        assert bucket.objects() < before - 4
+
+
+def processes(host: RunningHost, node: NodeSpec) -> list[int]:
+    """The processes of the backup that runs."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if (
+                "pgbackrest" in words
+                and words.rstrip("\0").split("\0")[-1].startswith("backup")
+                and node.node_id in words
+            ):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("at", ["start", "middle", "wrapper"])
+def test_a_killed_backup_is_taken_all_the_same(host: RunningHost, at: str) -> None:
+    """Once, however it dies; no lock is left that would block the next one."""
+    node = with_repository(host)
+    ready(host, node)
+    write(host, node, 300_000)
+    holder = host.home / "s6" / f"job-{node.node_id}-backup" / "holder"
+    node, job = start(host, node, full=True)
+    if at == "wrapper":
+        until(lambda: holder.exists() and holder.read_text().strip() and processes(host, node))
+        os.kill(int(holder.read_text()), signal.SIGKILL)
+    else:
+        found = until(lambda: processes(host, node))
+        if at == "middle":
+            host.until(node, lambda s: any(j.progress > 0.1 for j in s.jobs) or s.jobs[0].state == "done")
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    done, status = ended(host, node, job)
+    assert done.state == "done", done
+    assert status.repository is not None and len(status.repository.backups) == 1
+    node, backups = back_up(host, host.change(node, jobs=[]), full=True)
+    assert len(backups) == 2
+    remove(host, node)
+
+
+def test_a_backup_outlives_the_agent(host: RunningHost) -> None:
+    """The next agent finds it: the same process, not a second one."""
+    node = with_repository(host)
+    ready(host, node)
+    write(host, node, 300_000)
+    node, job = start(host, node, full=True)
+    before = until(lambda: processes(host, node))
+    host.stop()
+    host.start()
+    assert set(processes(host, node)) <= set(before) or not processes(host, node)
+    done, status = ended(host, node, job)
+    record = json.loads((host.home / "agent/jobs" / f"{node.node_id}.backup" / "job.json").read_text())
+    assert (done.state, record["tries"]) == ("done", 1)
+    assert status.repository is not None and len(status.repository.backups) == 1
+    remove(host, node)
+
+
+def test_a_job_ends_with_its_spec(host: RunningHost) -> None:
+    """What is not asked for any more is killed and forgotten, and blocks nothing."""
+    node = with_repository(host)
+    ready(host, node)
+    write(host, node, 300_000)
+    node, _ = start(host, node, full=True)
+    until(lambda: processes(host, node))
+    node = host.change(node, jobs=[])
+    until(lambda: not processes(host, node))
+    host.until(node, lambda s: not s.jobs)
+    node, backups = back_up(host, node, full=True)
+    assert len(backups) == 1
+    remove(host, node)
+
+
+@rooted
+def test_two_services_never_share_a_repository(host: RunningHost) -> None:
+    node = with_repository(host)
+    ready(host, node)
+    assert node.repository is not None
+    other = host.spec(repository=node.repository, service_id=node.service_id)
+    host.link.wish(other)
+    status = host.until(other, lambda s: s.state == "failed")
+    assert "another OS user" in status.reason
+    node, backups = back_up(host, node, full=True)
+    assert len(backups) == 1
+    host.link.wish(msgspec.structs.replace(other, desired="absent", generation=2, repository=None))
+    host.until(other, lambda s: s.state == "absent")
+    remove(host, node)

@@ -21,7 +21,7 @@ import msgspec
 
 from pgherd import failpoints, sealing
 from pgherd.agent import features, installed, report, warm
-from pgherd.agent.backups import Care, Tending
+from pgherd.agent.backups import Care, Tending, Threads
 from pgherd.agent.converge import Broken, Convergence, Gone, Host, Refused, door, service_name, status_of
 from pgherd.agent.disk import Watch
 from pgherd.agent.jobs import Jobs
@@ -114,6 +114,7 @@ class Agent:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="node")
+        self._beside = Threads(2)
         self._refilling: threading.Thread | None = None
         self._facts: HostFacts | None = None
         self._ask_at = self._facts_at = self._refill_at = 0.0
@@ -296,12 +297,19 @@ class Agent:
         if not features.are_current(spec, seen, read_record(convergence.directory)):
             return None
         groups = list(self.host.limits.groups(spec.node_id))
-        tending = Tending(self.host.repositories, self.host.jobs, spec, convergence.cluster, node.care, groups)
+        tending = Tending(
+            self.host.repositories, self.host.jobs, spec, convergence.cluster, node.care,
+            lambda work: self._beside.start(work, lambda: self._look_soon(node)), groups,
+        )  # fmt: skip
         node.jobs = tending.carry_out(seen.archiver, idle=not self._converges())
         works = any(job.state in ("waiting", "running") for job in node.jobs)
         status = self._running(node, spec, seen)
         self.telemetry.observed(convergence, seen, status.disk_used)
         return status, _LOOK_AT_JOB if works or not tending.settled else _LOOK_EVERY
+
+    def _look_soon(self, node: Node) -> None:
+        node.due = 0.0
+        self.link.wake()
 
     def _converge(self, node: Node, spec: NodeSpec) -> tuple[NodeStatus, float]:
         overtaken = lambda: node.spec is not spec or self._stopping.is_set()  # noqa: E731

@@ -6,10 +6,14 @@ Nothing here is part of a spec's coming into force: a service answers before its
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
@@ -26,7 +30,36 @@ from pgherd.spec import Backup, Job, JobStatus, NodeSpec, Repository, Repository
 _LOOK_EVERY = 600.0  # seconds between looks into a repository that nothing happened to
 _AGAIN = 30.0  # seconds after one that failed
 _GIB = 1 << 30
-_SEGMENT = 16 << 20  # bytes
+_DAY = 86_400  # seconds
+
+
+class Beside(Protocol):
+    """Runs something in a thread of its own; the node is looked at again when it ends."""
+
+    def __call__(self, work: Callable[[], Any]) -> Future[Any]:
+        """Its result or its error, later."""
+
+
+class Threads:
+    """At most `most` at once; they end with the process, whatever they wait for."""
+
+    def __init__(self, most: int) -> None:
+        self._free = threading.BoundedSemaphore(most)
+
+    def start(self, work: Callable[[], Any], wake: Callable[[], None]) -> Future[Any]:
+        """See Beside; `wake` is called at the end."""
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            with self._free:
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+            wake()
+
+        threading.Thread(target=run, name="repository", daemon=True).start()
+        return future
 
 
 def queue(spec: NodeSpec) -> int:
@@ -39,11 +72,15 @@ def queue(spec: NodeSpec) -> int:
 
 @dataclass
 class Care:
-    """What is remembered of one node's repository; `look_at`: when to look into it again (monotonic)."""
+    """What is remembered of one node's repository; `look_at`: when to look into it again (monotonic).
+
+    `attending`: making it or looking into it, which goes on beside; `left`: the backups that the last expiry left.
+    """
 
     status: RepositoryStatus | None = None
     look_at: float = 0.0
-    make_at: float = 0.0
+    attending: Future[list[Backup]] | None = None
+    left: list[Backup] | None = None
 
     def known(self, repositories: Repositories, spec: NodeSpec) -> RepositoryStatus:
         """What was observed last, by an earlier agent too."""
@@ -55,67 +92,79 @@ class Care:
 
 @dataclass(frozen=True)
 class Tending:
-    """One look after the repository and the jobs of a node whose PostgreSQL runs. `idle`: nobody waits for the host."""
+    """One look after the repository and the jobs of a node whose PostgreSQL runs; it waits for nothing.
+
+    `beside` starts what takes its time; `groups`: the node's control groups.
+    """
 
     repositories: Repositories
     jobs: Jobs
     spec: NodeSpec
     cluster: Cluster
     care: Care
+    beside: Beside
     groups: list[Path] = field(default_factory=list)
 
     def carry_out(self, archiver: Archiver | None, *, idle: bool) -> list[JobStatus]:
-        """Do what is due; `care.status` is then what is known. Failures are its `problem`, never raised."""
+        """Do what is due; `care.status` is then what is known. `idle`: nobody waits for the host.
+
+        Failures are the repository's `problem`, never raised.
+        """
         repository = self.spec.repository
         self.jobs.end_others(self.spec.node_id, self.spec.jobs)
         if repository is None:
             return []
         known = before = self.care.known(self.repositories, self.spec)
+        statuses = [self.jobs.look(self.spec.node_id, job) for job in self.spec.jobs]
         try:
             self.repositories.installed()
-            known = self._made(repository, known, idle=idle)
-            statuses = [self.jobs.ensure(self.spec.node_id, job, self._work(job)) for job in self._possible(known)]
-            known = self._looked(repository, known)
+            known = self._attended(repository, known, idle=idle)
+            statuses = [self._job(known, job) for job in self.spec.jobs]
+            if self.care.left is not None:
+                known, self.care.left = msgspec.structs.replace(known, backups=self.care.left), None
             known = self._archiving(repository, known, archiver)
         except (PgherdError, OSError) as error:
-            statuses = [self.jobs.look(self.spec.node_id, job) for job in self.spec.jobs]
-            self.care.look_at = self.care.make_at = time.monotonic() + _AGAIN
-            known = msgspec.structs.replace(known, problem=report.describe(error, self.repositories.home.root))
+            known = self._troubled(known, error)
         if known != before:
             self._keep(repository, known)
         return statuses
 
     @property
     def settled(self) -> bool:
-        """Whether the repository is there, or not to be had for now."""
-        return self.care.status is None or self.care.status.ready or bool(self.care.status.problem)
+        """Whether nothing goes on beside."""
+        status = self.care.status
+        return self.care.attending is None and (status is None or status.ready or bool(status.problem))
 
     # --- the repository ------------------------------------------------------------------------------------
 
-    def _made(self, repository: Repository, known: RepositoryStatus, *, idle: bool) -> RepositoryStatus:
-        """Made when nobody waits for the host; a job does not wait for that."""
-        if (self.cluster.config / pgbackrest.READY).exists():
-            return msgspec.structs.replace(known, ready=True)
-        wanted = idle or self.spec.jobs
-        if not wanted or time.monotonic() < self.care.make_at or not self.repositories.making.acquire(blocking=False):
-            return known
-        try:
-            failpoints.passing("repository make begin")
-            self.repositories.ensure_made(repository, self.cluster)
-            failpoints.passing("repository make end")
-        finally:
-            self.repositories.making.release()
-        self.care.look_at = 0.0
-        return msgspec.structs.replace(known, ready=True, problem="")
+    def _attended(self, repository: Repository, known: RepositoryStatus, *, idle: bool) -> RepositoryStatus:
+        """Made when nobody waits for the host, which a job does not wait for; looked into from time to time."""
+        attending = self.care.attending
+        if attending is not None:
+            if not attending.done():
+                return known
+            self.care.attending, self.care.look_at = None, time.monotonic() + _LOOK_EVERY
+            try:
+                return msgspec.structs.replace(known, ready=True, backups=attending.result(), problem="")
+            except (PgherdError, OSError) as error:
+                return self._troubled(known, error)
+        made = (self.cluster.config / pgbackrest.READY).exists()
+        if time.monotonic() >= self.care.look_at and (made or idle or self.spec.jobs):
+            self.care.attending = self.beside(lambda: self._attend(repository))
+        return msgspec.structs.replace(known, ready=made)
 
-    def _looked(self, repository: Repository, known: RepositoryStatus) -> RepositoryStatus:
-        if not known.ready or time.monotonic() < self.care.look_at:
-            return known
+    def _attend(self, repository: Repository) -> list[Backup]:
+        failpoints.passing("repository make begin")
+        self.repositories.ensure_made(repository, self.cluster)
+        failpoints.passing("repository make end")
         info = self.repositories.info(self.cluster)
         if not info.exists:
             raise HostFault("The repository has vanished; backups and segments are gone.")
-        self.care.look_at = time.monotonic() + _LOOK_EVERY
-        return msgspec.structs.replace(known, backups=info.backups, problem="")
+        return info.backups
+
+    def _troubled(self, known: RepositoryStatus, error: PgherdError | OSError) -> RepositoryStatus:
+        self.care.look_at = time.monotonic() + _AGAIN
+        return msgspec.structs.replace(known, problem=report.describe(error, self._root))
 
     def _archiving(
         self, repository: Repository, known: RepositoryStatus, archiver: Archiver | None
@@ -147,8 +196,13 @@ class Tending:
 
     # --- jobs ----------------------------------------------------------------------------------------------
 
-    def _possible(self, known: RepositoryStatus) -> list[Job]:
-        return [job for job in self.spec.jobs if known.ready or job.name != "backup"]
+    def _job(self, known: RepositoryStatus, job: Job) -> JobStatus:
+        """A backup needs its repository; when that cannot be had now, the job fails with the reason."""
+        if job.name == "backup" and not known.ready:
+            if known.problem:
+                return JobStatus(job.id, job.name, "failed", known.problem)
+            return JobStatus(job.id, job.name, "waiting", "the repository is being made")
+        return self.jobs.ensure(self.spec.node_id, job, self._work(job))
 
     def _work(self, job: Job) -> Work:
         program, config = self.repositories.installed(), self.cluster.config
@@ -156,7 +210,7 @@ class Tending:
             raise HostFault(f"This host knows no job {job.name}.")
         argv = pgbackrest.backup(program, config, full=job.full, fast=not job.scheduled)
         words = pgbackrest.progress, pgbackrest.complaint
-        return Work(argv, self.cluster.account, self.groups, *words, finish=self._expire)
+        return Work(argv, self.cluster.account, self.groups, *words, finish=lambda: self.beside(self._expire))
 
     def _expire(self) -> None:
         """Let go what the plan does not keep; look at what is left, so that a backup is seen when its job is done."""
@@ -165,8 +219,10 @@ class Tending:
         fulls = needed(info.backups, self.spec.repository.keep, datetime.now(UTC))
         if fulls < sum(not backup.parent for backup in info.backups):
             program, config = self.repositories.installed(), self.cluster.config
-            self.repositories.run(pgbackrest.expire(program, config, fulls=fulls), self.cluster.account, timeout=600)
-        self.care.look_at = 0.0
+            expire = pgbackrest.expire(program, config, fulls=fulls)
+            self.repositories.run(expire, self.cluster.account, timeout=600)
+            info = self.repositories.info(self.cluster)
+        self.care.left = info.backups
 
 
 def needed(backups: list[Backup], keep: int, now: datetime) -> int:
@@ -181,7 +237,7 @@ def needed(backups: list[Backup], keep: int, now: datetime) -> int:
             continue
         fulls += 1
         age = now - datetime.fromisoformat(backup.ended_at)
-        if sound >= keep and age.total_seconds() >= (keep - 1) * 86400 - 3600 and not backup.damaged:
+        if sound >= keep and age.total_seconds() >= (keep - 1) * _DAY - 3600 and not backup.damaged:
             break
     return max(1, fulls)
 

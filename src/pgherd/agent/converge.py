@@ -25,7 +25,7 @@ from pgherd.agent.pooling import Pooling
 from pgherd.agent.records import Record, read_record, write_private
 from pgherd.agent.repositories import Repositories
 from pgherd.agent.unknown import Deleted
-from pgherd.drivers import config_files, extensions, hba, limits, pgbouncer, postgres, postgres_settings
+from pgherd.drivers import config_files, extensions, hba, limits, pgbackrest, pgbouncer, postgres, postgres_settings
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
 from pgherd.drivers.postgres import Cluster, NotReady, Observation, Program
@@ -387,7 +387,8 @@ def door(host: Host, spec: NodeSpec) -> Door:
     directory = host.home.nodes / spec.node_id
     account = host.slots.account(directory) if directory.exists() else None
     networks, owners = (tuple(hba.allowed_networks(spec.ip_filter, loopback)) for loopback in (spec.loopback, False))
-    return Door(spec.port, networks, spec.service_id, account.uid if account else None, owners)
+    uid, store = account.uid if account else None, pgbackrest.store_port(spec.repository) if spec.repository else 0
+    return Door(spec.port, networks, spec.service_id, uid, owners, store)
 
 
 def service_name(node_id: str) -> str:

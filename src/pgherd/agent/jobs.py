@@ -13,15 +13,17 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from pgherd import failpoints
 from pgherd.agent import report
 from pgherd.drivers.supervisor import Service, Supervisor
-from pgherd.errors import HostFault, PgherdError
+from pgherd.errors import HostFault
 from pgherd.home import Home
 from pgherd.spec import Job, JobName, JobStatus
 from pgherd.unprivileged import Account
@@ -39,8 +41,8 @@ class Work:
     """What a job runs, as whom (None: as the caller), and in which control groups.
 
     `progress` and `complaint` read the last lines of its log, which are a tenant's words: bounded, and for show only.
-    `urgent`: it does not wait for its turn. `finish` follows when the program ended well, and may run again; the job
-    is done when it returns.
+    `urgent`: it does not wait for its turn. `finish` follows when the program ended well, beside all else, and may
+    run again; the job is done when it is.
     """
 
     argv: Sequence[str]
@@ -49,7 +51,7 @@ class Work:
     progress: Callable[[list[str]], float] = lambda lines: 0.0
     complaint: Callable[[list[str]], str] = lambda lines: lines[-1] if lines else ""
     urgent: bool = False
-    finish: Callable[[], None] = lambda: None
+    finish: Callable[[], Future[Any]] | None = None
 
 
 class Record(msgspec.Struct):
@@ -67,6 +69,7 @@ class Jobs:
     def __init__(self, home: Home, supervisor: Supervisor, most: int) -> None:
         self._home, self._supervisor, self._most = home, supervisor, most
         self._starting = threading.Lock()
+        self._finishing: dict[str, Future[Any]] = {}
 
     def ensure(self, node_id: str, job: Job, work: Work) -> JobStatus:
         """Let the job run, or have run; never waits for its end. One thread a node at a time."""
@@ -143,17 +146,27 @@ class Jobs:
         if code >= _KILLED and record.tries < _TRIES:
             (directory / "exit").unlink()
             return self._running(node_id, job, record, work)
-        failpoints.passing(f"job {job.name} finish begin")
         if code != 0:
             lines = self._supervisor.last_lines(service_name(node_id, job.name))
             said = work.complaint(lines) if code < _KILLED else f"It was ended by signal {code - _KILLED}."
             return self._close(node_id, job, record, said or f"It ended with code {code}.")
-        try:
-            work.finish()
-        except (PgherdError, OSError) as error:
-            log.warning("node %s: after job %s: %s", node_id, job.name, error)
-        failpoints.passing(f"job {job.name} finish end")
+        if work.finish is not None and not self._finished(job, work.finish):
+            return JobStatus(job.id, job.name, "running", progress=1.0, started_at=record.started_at)
         return self._close(node_id, job, record, "")
+
+    def _finished(self, job: Job, finish: Callable[[], Future[Any]]) -> bool:
+        """Whether all that follows is done; what fails of it is not the job's failure."""
+        finishing = self._finishing.get(job.id)
+        if finishing is None:
+            failpoints.passing(f"job {job.name} finish begin")
+            finishing = self._finishing[job.id] = finish()
+        if not finishing.done():
+            return False
+        del self._finishing[job.id]
+        if (error := finishing.exception()) is not None:
+            log.warning("after job %s %s: %s", job.name, job.id, error)
+        failpoints.passing(f"job {job.name} finish end")
+        return True
 
     def _close(self, node_id: str, job: Job, record: Record, reason: str) -> JobStatus:
         record.ended = JobStatus(

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import shutil
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +47,6 @@ class Repositories:
     home: Home
     program: Program | None
     private_key: bytes
-
-    def __post_init__(self) -> None:
-        self.making = threading.BoundedSemaphore(1)
 
     def installed(self) -> Program:
         """pgBackRest. Raises Unsupported."""

@@ -51,6 +51,7 @@ class Door:
 
     `service` is the service's id: processes of a service's nodes may call each other's ports. `neighbours`: the
     networks from which other services of this machine may call it; the owner's word, not what `networks` adds to it.
+    `store`: the port of the server that has its backups, should that be on this machine; 0: none.
     """
 
     port: int
@@ -58,6 +59,7 @@ class Door:
     service: str
     uid: int | None
     neighbours: tuple[str, ...] = ()
+    store: int = 0
 
 
 class Firewall:
@@ -225,6 +227,7 @@ def render(table: str, doors: Iterable[Door], reserved: Iterable[tuple[int, int]
         f"{door.uid} . {port + offset}"
         for door in apart if door.uid is not None for port in family[door.service] for offset in range(BLOCK)
     ]  # fmt: skip
+    stores = [f"{door.uid} . {int(door.store)}" for door in apart if door.uid is not None and door.store]
     uids = [str(door.uid) for door in apart if door.uid is not None]
     kept = [f"{int(first)}-{int(last)}" for first, last in reserved]
     v4, v6 = _CLOUD
@@ -238,6 +241,7 @@ def render(table: str, doors: Iterable[Door], reserved: Iterable[tuple[int, int]
   set callers6 {{ type inet_service . ipv6_addr; flags interval; {_elements(callers[6])} }}
   set uids {{ type uid; {_elements(dict.fromkeys(uids))} }}
   set own {{ type uid . inet_service; {_elements(dict.fromkeys(own))} }}
+  set stores {{ type uid . inet_service; {_elements(dict.fromkeys(stores))} }}
   set reserved {{ type inet_service; flags interval; auto-merge; {_elements(kept)} }}
   chain arriving {{
     type filter hook input priority filter - 5; policy accept;
@@ -257,6 +261,7 @@ def render(table: str, doors: Iterable[Door], reserved: Iterable[tuple[int, int]
   }}
   chain calling {{
     oifname "lo" meta skuid . tcp dport @own accept
+    oifname "lo" meta skuid . tcp dport @stores accept
     oifname "lo" tcp dport . ip saddr @callers4 accept
     oifname "lo" tcp dport . ip6 saddr @callers6 accept
     tcp dport {_DNS} accept

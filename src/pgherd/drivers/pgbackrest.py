@@ -100,6 +100,7 @@ def render(
         "process-max": processes(cores),
         "archive-async": "y",
         "archive-timeout": 120,
+        "io-timeout": 20,
         "lock-path": f"{place.run}/pgbackrest",
         "spool-path": str(place.spool),
         "log-path": str(place.spool),
@@ -145,6 +146,14 @@ def _storage(repository: Repository, secrets: Secrets, place: Place) -> dict[str
     if s3.ca:
         options["repo1-storage-ca-file"] = str(place.config / CA)
     return options
+
+
+def store_port(repository: Repository) -> int:
+    """The port of the S3 server; 0: there is none."""
+    if repository.s3 is None:
+        return 0
+    port = repository.s3.endpoint.removeprefix("https://").partition(":")[2]
+    return int(port) if port.isdigit() else 443
 
 
 def _section(name: str, options: dict[str, str | int]) -> str:
@@ -336,7 +345,7 @@ def _time(seconds: int) -> str:
 def progress(lines: Sequence[str]) -> float:
     """How far a command has come, 0 to 1, from its last words (log level detail)."""
     for line in reversed(lines):
-        if found := re.search(r"\(.*\b(\d{1,3}(?:\.\d+)?)%\)", line):
+        if found := re.search(r"[ (](\d{1,3}(?:\.\d+)?)%\)", line):
             return min(1.0, float(found[1]) / 100)
     return 0.0
 

@@ -121,6 +121,27 @@ def files(settings: Settings, home: Home, who: Accounts) -> Iterator[Finding]:
             yield Finding("broken", "credentials", str(error), "The message says how.")
 
 
+def backups(home: Home) -> Iterator[Finding]:
+    """Whether every repository takes what it is given; what the agent observed last."""
+    troubled, count = [], 0
+    for path in home.backups.glob("*/record.json"):
+        try:
+            status = json.loads(path.read_text()).get("status") or {}
+        except (OSError, ValueError):
+            continue
+        count += 1
+        if status.get("problem"):
+            troubled.append(f"{path.parent.name}: {status['problem']}")
+        damaged = [backup["name"] for backup in status.get("backups", []) if backup.get("damaged")]
+        if damaged:
+            troubled.append(f"{path.parent.name}: backup {damaged[-1]} met pages with a wrong checksum")
+    if troubled:
+        hint = "Segments wait meanwhile; see docs/backups.md. The names are services' ids."
+        yield Finding("warning", "backups", f"{len(troubled)} of {count} in trouble: {'; '.join(troubled[:3])}", hint)
+    elif count:
+        yield Finding("ok", "backups", f"{count} repositories take what they are given")
+
+
 def exported_keys(home: Home) -> Iterator[Finding]:
     """Whether the keys that are in use lie somewhere else too."""
     try:

@@ -136,7 +136,7 @@ def _start_tree(
     """The scanner with all directories written, and the metadata server running."""
     if not supervisor.scanner_alive():
         # Services are started by the agent, few at a time; our own once prepared.
-        for prefix in ("node-", "pool-", "export-", *NAMES):
+        for prefix in ("node-", "pool-", "export-", "job-", *NAMES):
             supervisor.mark_all_down(prefix)
     if not supervisor.state("api").up:
         ensure_port_free(settings)

@@ -20,6 +20,7 @@ from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
 from pgherd.workflows.create import take_ports
 from pgherd.workflows.nodes import ensure_certificates, restart_where_pending, start_nodes
+from pgherd.workflows.repositories import adopt_repository
 from pgherd.workflows.run import Run
 
 #: Seconds until an adoption that did not end is a time-out; the service is known all the same.
@@ -54,6 +55,8 @@ def request(
     def insert(tx: Transaction) -> UUID:
         row = _row(tx, host, node)
         _insert(app, tx, row, found, Secrets("", secrets.verifier, secrets.tls_key), owner["id"], wanted)
+        if found.spec.repository is not None and secrets.cipher:
+            adopt_repository(app, tx, UUID(found.spec.service_id), found.spec.repository, secrets.cipher)
         return UUID(found.spec.service_id)
 
     asks = Caller(owner["id"], owner["name"], caller.key, caller.signature)

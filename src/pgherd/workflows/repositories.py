@@ -19,8 +19,16 @@ from pgherd.workflows.app import App
 def ensure_repository(app: App, tx: Transaction, service: UUID) -> None:
     """The service has a place for its backups and a key of its own; where it is, is decided once."""
     kind = "s3" if app.settings.backup_s3_endpoint else "directory"
-    key = app.vault.seal(secrets.token_urlsafe(48).encode())
-    tx.run("insert_repository", service_id=service, kind=kind, key=key)
+    _insert(app, tx, service, kind, secrets.token_urlsafe(48))
+
+
+def adopt_repository(app: App, tx: Transaction, service: UUID, found: Repository, cipher: str) -> None:
+    """The repository that a host has of a service goes on to be the service's; `cipher` is opened."""
+    _insert(app, tx, service, found.kind, cipher)
+
+
+def _insert(app: App, tx: Transaction, service: UUID, kind: str, cipher: str) -> None:
+    tx.run("insert_repository", service_id=service, kind=kind, key=app.vault.seal(cipher.encode()))
 
 
 def repository_for(
