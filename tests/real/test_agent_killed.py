@@ -23,7 +23,7 @@ from tests.plugins.host import RunningHost, until
 
 _POOLER = pgbouncer.program(Settings().pgbouncer)
 _RUNNING = ["place", "firewall", "limits", "configure", "supervise", "start", "restart", "reload", "admin"]
-_RUNNING += ["task", "pools", "record"]
+_RUNNING += ["task", "features", "pools", "record"]
 _PLACES = [f"running {step} {edge}" for step in _RUNNING for edge in ("begin", "end")]
 _ABSENT = ["jobs", "exporter", "pools", "stop", "repository", "delete", "limits", "firewall", "record"]
 _PLACES += [f"absent {step} {edge}" for step in _ABSENT for edge in ("begin", "end")]

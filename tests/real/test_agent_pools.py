@@ -150,12 +150,17 @@ def test_the_ip_filter_closes_the_pools_and_cuts(host: RunningHost) -> None:
 
 
 def test_a_killed_pgbouncer_is_back_within_a_second(pooled: Pooled) -> None:
-    time.sleep(1.1)  # s6 starts a process at most once a second
-    dead = pooled.pid
-    os.kill(dead, signal.SIGKILL)
-    started = time.monotonic()
-    until(lambda: _connects(pooled), 5)
-    assert time.monotonic() - started < 2 and pooled.pid != dead
+    """One that has lived for three seconds; a busy machine gets three tries."""
+    times = []
+    holder = pooled.host.home / "s6" / f"pool-{pooled.spec.node_id}" / "holder"
+    while not times or (min(times) >= 1 and len(times) < 3):
+        until(lambda: time.time() - holder.stat().st_mtime > 3.1, 5)
+        dead, started = pooled.pid, time.monotonic()
+        os.kill(dead, signal.SIGKILL)
+        until(lambda: _connects(pooled), 10)
+        times.append(time.monotonic() - started)
+        assert pooled.pid != dead
+    assert min(times) < 1, times
 
 
 def test_pools_work_again_after_a_restart_and_a_stop_and_go_with_the_last_one(host: RunningHost) -> None:

@@ -121,6 +121,7 @@ class Pooling:
                 kill_after_ms=2_000,
                 oom_score_adj=-500,
                 start=False,
+                at_once=True,
                 open_files=pgbouncer.FILES,
                 groups=self.groups,
             ),

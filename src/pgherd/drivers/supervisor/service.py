@@ -19,8 +19,14 @@ lock={directory}/lock
 holds() {{ for f in /proc/"$1"/fd/*; do [ "$f" -ef "$lock" ] && return 0; done; return 1; }}
 main=$(cat holder 2>/dev/null)
 if [ -n "$main" ] && holds "$main"; then exit 0; fi
-{clear}
+{again}{clear}
 exit 0
+"""
+# s6-supervise 2.11 lets a second pass after each death. One that had lived is started at once, if it is still wished
+# for; should it be stopped in that very instant, whoever stops it sees it run and stops it again.
+_AGAIN = """if [ $(($(date +%s) - $(stat -c %Y holder 2>/dev/null || date +%s))) -gt 2 ]; then
+  (s6-svwait -t 3000 -D . && [ "$(s6-svstat -o wantedup .)" = true ] && s6-svc -u .) </dev/null >/dev/null 2>&1 &
+fi
 """
 _CLEAR_BY_UID = "setpriv --reuid={uid} --regid={gid} --clear-groups /bin/sh -c 'kill -9 -1' 2>/dev/null"
 _CLEAR_BY_LOCK = """flock -n lock true && exit 0
@@ -33,12 +39,11 @@ done"""
 class Service:
     """One supervised process. `user`: whom to run as (root only; None: as the supervisor).
 
-    `own_user` says that no other service has this user, so that the end of the service ends every process
-    of it. `kill_after_ms`: SIGKILL that long after `down_signal`. `start`: start it when first written and at
-    each start of the scanner; False writes a `down` file, which `up` removes. `groups`: control groups that the process
-    joins while it is still root. `open_files`: how many it may have open, as far as the supervisor may raise that.
-    `record`: for what runs once (see `Supervisor.once`): a file, not the service's, that gets the exit code;
-    while it is there, the program does not run again.
+    `own_user` says that no other service has this user, so that the end of the service ends every process of it.
+    `at_once`: start it again without a pause when it dies after some seconds of life. `kill_after_ms`: SIGKILL that
+    long after `down_signal`. `start`: start it when first written and at each start of the scanner; False writes a
+    `down` file, which `up` removes. `groups`: control groups that the process joins while it is still root.
+    `open_files`: how many it may have open, as far as the supervisor may raise that.
     """
 
     argv: Sequence[str]
@@ -49,6 +54,7 @@ class Service:
     oom_score_adj: int | None = None
     start: bool = True
     own_user: bool = False
+    at_once: bool = False
     open_files: int = 0
     groups: Sequence[Path] = ()
     record: Path | None = None
@@ -76,6 +82,7 @@ def render(directory: Path, logs: Path, service: Service, user: str | None, log_
         clear = _CLEAR_BY_UID.format(uid=entry.pw_uid, gid=entry.pw_gid)
     else:
         clear = _CLEAR_BY_LOCK.format(as_user=shlex.join(as_user(user)) + " " if user else "")
+    again = _AGAIN if service.at_once else ""
     logger = shlex.join([*as_user(log_user), "s6-log", "-b", "n5", "s1048576", "T", str(logs)])
     log = (
         "#!/bin/sh\n"
@@ -84,7 +91,7 @@ def render(directory: Path, logs: Path, service: Service, user: str | None, log_
     )
     return {
         "run": (run, 0o700),
-        "finish": (_FINISH.format(directory=shlex.quote(str(directory)), clear=clear), 0o700),
+        "finish": (_FINISH.format(directory=shlex.quote(str(directory)), again=again, clear=clear), 0o700),
         "down-signal": (service.down_signal + "\n", 0o600),
         "timeout-kill": (f"{service.kill_after_ms}\n", 0o600),
         "user": ((user or "") + "\n", 0o600),
