@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,22 @@ class TestFront:
         assert done.returncode == 128 + signal.SIGTERM, done.stderr
         with pytest.raises(requests.exceptions.ConnectionError):
             requests.get(done.stdout.strip(), timeout=5)
+
+    def test_an_interrupt_is_the_command_s(self, shell: Shell) -> None:
+        """Ctrl-C reaches both; Terraform then finishes what it does, and its calls still get through."""
+        script = (
+            "import os, signal, sys, requests\n"
+            "def last(*_):\n"
+            "    sys.exit(requests.get(os.environ['EXOSCALE_API_ENDPOINT'] + '/zone').status_code - 197)\n"
+            "signal.signal(signal.SIGINT, last)\n"
+            "print('ready', flush=True)\n"
+            "signal.pause()\n"
+        )
+        argv = [str(shell.instance.program), "terraform-front", "--", sys.executable, "-c", script]
+        with subprocess.Popen(argv, env=shell.env, stdout=subprocess.PIPE, text=True, start_new_session=True) as front:
+            assert front.stdout and front.stdout.readline() == "ready\n"
+            os.killpg(front.pid, signal.SIGINT)
+            assert front.wait(60) == 3
 
     def test_when_no_front_runs(self, shell: Shell, tmp_path: Path) -> None:
         done = shell.run("env", "--terraform", env=shell.env | {"XDG_CONFIG_HOME": str(tmp_path)})
