@@ -50,6 +50,8 @@ def test_stopped_and_started(instance: Instance) -> None:
             psycopg.connect(psycopg.conninfo.make_conninfo(dsn, port=port))
     assert not instance.processes(f"/nodes/{node(instance, name)}/")
     turn(instance, name, "stop")
+    session = instance.run("service", "psql", name, check=False)
+    assert session.returncode == 1 and f"pgherd service start {name}" in session.stderr
 
     for method, path, body in (
         ("PUT", "", {"plan": "startup-4"}),

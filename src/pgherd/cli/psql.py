@@ -24,6 +24,9 @@ def start(api: Api, name: str, user: str, database: str, pool: str, arguments: S
     """Become psql, connected to the service or to one of its pools; returns never. Raises CliError."""
     program = find_program()
     service = api.call("get-dbaas-service-pg", name)
+    if service.get("state") == "poweroff":
+        notices = [str(note.get("message")) for note in service.get("notifications") or []]
+        raise CliError(Exit.FAILED, f"{name} does not run.", " ".join(notices))
     params = service.get("uri-params") or {}
     if not params.get("host") or not params.get("port"):
         hint = f"Wait for it: pgherd service wait {name}"
