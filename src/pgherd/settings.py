@@ -72,6 +72,9 @@ class Settings:
         60,
         "seconds after which a WAL segment that was written to is archived though not full: what a lost node loses",
     )
+    verify_days: int = _setting(
+        7, "days between two proofs of a service's backups: the newest is restored and looked at; 0: only by hand"
+    )
     pgbackrest: str = _setting("", "pgBackRest; empty: what install/pgbackrest.sh installed, else /usr/bin/pgbackrest")
     exporter: str = _setting(
         "", "postgres_exporter, which tells Prometheus of a service; empty: /usr/bin/prometheus-postgres-exporter"
@@ -222,7 +225,7 @@ def _checked(settings: Settings) -> Settings:
         raise Incorrect(f"Setting listen must be ADDRESS:PORT, not {settings.listen!r}.")
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise Incorrect("Settings tls_certificate and tls_key go together: set both or none.")
-    for name in ("warm_pool", "port_rest_seconds", "organization_memory_gib"):
+    for name in ("warm_pool", "verify_days", "port_rest_seconds", "organization_memory_gib"):
         if getattr(settings, name) < 0:
             raise Incorrect(f"Setting {name} must be 0 or more.")
     for name in (

@@ -183,8 +183,39 @@ class NodeSpec(msgspec.Struct, frozen=True):
     pooler_version: str = ""
 
 
+class Window(msgspec.Struct, frozen=True):
+    """A span of time, RFC 3339 in UTC."""
+
+    start: str
+    end: str
+
+
+class Verification(msgspec.Struct, frozen=True):
+    """What came of restoring a backup and looking at all there is; sound when there is no problem.
+
+    `backup` was restored and recovered to `lsn`, and with it to the transaction of `recovered_to`; `wal` was the newest
+    archived segment when it began. `rows` is PostgreSQL's estimate. `broken`: no point in time in these spans can be
+    restored. `impossible`: why it could not be carried out; the rest is empty then.
+    """
+
+    backup: str = ""
+    wal: str = ""
+    lsn: str = ""
+    recovered_to: str = ""
+    seconds: float = 0.0
+    databases: int = 0
+    tables: int = 0
+    rows: int = 0
+    problems: list[str] = []
+    broken: list[Window] = []
+    impossible: str = ""
+
+
 class JobStatus(msgspec.Struct, frozen=True):
-    """How a job stands: `waiting` for its turn on the host, `failed` with `reason`. `progress` goes from 0 to 1."""
+    """How a job stands: `waiting` for its turn on the host, `failed` with `reason`. `progress` goes from 0 to 1.
+
+    `verification`: what a verify job that is done has found, sound or not.
+    """
 
     id: str
     name: JobName
@@ -193,6 +224,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     progress: float = 0.0
     started_at: str = ""
     ended_at: str = ""
+    verification: Verification | None = None
 
 
 class Backup(msgspec.Struct, frozen=True):

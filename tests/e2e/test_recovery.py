@@ -123,6 +123,8 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance, tmp_p
     own.finished(own.call("POST", "/v2/dbaas-postgres/born/connection-pool", pool).json())
     before = client.get_dbaas_service_pg(name="born")
     dsn, password = own.dsn("born"), client.reveal_dbaas_postgres_user_password(service_name="born", username="reader")
+    own.run("backup", "create", "born")
+    backups = own.call("GET", "/pgherd/v1/service/born/backup").json()["backups"]
     own.delete("deleted")
 
     with psycopg.connect(dsn) as session:
@@ -170,6 +172,8 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance, tmp_p
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     assert [p["name"] for p in after["connection-pools"]] == ["p"] and after["state"] == "running"
     assert after["termination-protection"] is True
+    assert own.call("GET", "/pgherd/v1/service/born/backup").json()["backups"] == backups
+    own.run("backup", "create", "born")
     with psycopg.connect(dsn) as session, psycopg.connect(own.dsn("kept")):
         assert session.execute("select a from t").fetchone() == (42,)
     params = after["uri-params"] | {"user": "reader", "password": password["password"]}

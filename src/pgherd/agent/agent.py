@@ -167,6 +167,18 @@ class Agent:
 
     def _exchange(self) -> None:
         now, asked = time.monotonic(), self._ask_at == 0.0
+        if self.installed.look_again():
+            self.host.programs, self.host.pooler = self.installed.postgres, self.installed.pgbouncer
+            self._facts_at = 0.0
+        if now >= self._facts_at:
+            # Before anything is known of the nodes, their ports are others': some may be unknown to the metadata.
+            own = {n.spec.port for n in self.nodes.values()} if self._facts else set()
+            pooler = self.host.pooler.version if self.host.pooler else ""
+            facts = report.facts(self.programs, self._exporter, pooler, own)
+            if facts != self._facts or asked:
+                self.link.register(sealing.public_key(self.host.private_key), facts)
+                self._facts = facts
+            self._facts_at = now + _FACTS_EVERY
         if now >= self._ask_at:
             specs = self.link.specs()
             # First: a node that was forgotten there and is gone here must not be taken for one that is to go.
@@ -174,16 +186,6 @@ class Agent:
             for spec in specs:
                 self._accept(spec)
             self._ask_at = now + _ASK_EVERY
-        if self.installed.look_again():
-            self.host.programs, self.host.pooler = self.installed.postgres, self.installed.pgbouncer
-            self._facts_at = now
-        if now >= self._facts_at:
-            pooler = self.host.pooler.version if self.host.pooler else ""
-            facts = report.facts(self.programs, self._exporter, pooler, {n.spec.port for n in self.nodes.values()})
-            if facts != self._facts or asked:
-                self.link.register(sealing.public_key(self.host.private_key), facts)
-                self._facts = facts
-            self._facts_at = now + _FACTS_EVERY
         self._send()
         self.telemetry.exchange()
 

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from pgherd import failpoints, unprivileged
-from pgherd.agent import report
+from pgherd.agent import proofs, report
 from pgherd.agent.jobs import Jobs, Work
 from pgherd.agent.repositories import Repositories
 from pgherd.drivers import pgbackrest
@@ -111,7 +112,7 @@ class Tending:
         Failures are the repository's `problem`, never raised.
         """
         repository = self.spec.repository
-        self.jobs.end_others(self.spec.node_id, self.spec.jobs)
+        self.jobs.end_others(self.spec.node_id, self.spec.jobs, {"verify": partial(proofs.clear, self.cluster)})
         if repository is None:
             return []
         known = before = self.care.known(self.repositories, self.spec)
@@ -198,7 +199,7 @@ class Tending:
 
     def _job(self, known: RepositoryStatus, job: Job) -> JobStatus:
         """A backup needs its repository; when that cannot be had now, the job fails with the reason."""
-        if job.name == "backup" and not known.ready:
+        if job.name in ("backup", "verify") and not known.ready:
             if known.problem:
                 return JobStatus(job.id, job.name, "failed", known.problem)
             return JobStatus(job.id, job.name, "waiting", "the repository is being made")
@@ -206,6 +207,8 @@ class Tending:
 
     def _work(self, job: Job) -> Work:
         program, config = self.repositories.installed(), self.cluster.config
+        if job.name == "verify":
+            return proofs.work(self.repositories, self.spec, self.cluster, job, self.groups)
         if job.name != "backup":
             raise HostFault(f"This host knows no job {job.name}.")
         argv = pgbackrest.backup(program, config, full=job.full, fast=not job.scheduled)

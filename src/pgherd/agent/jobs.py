@@ -12,7 +12,7 @@ import contextlib
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,12 @@ from pgherd.agent import report
 from pgherd.drivers.supervisor import Service, Supervisor
 from pgherd.errors import HostFault
 from pgherd.home import Home
-from pgherd.spec import Job, JobName, JobStatus
+from pgherd.spec import Job, JobName, JobStatus, Verification
 from pgherd.unprivileged import Account
 
 log = logging.getLogger("pgherd.agent")
 
+_ALONE = ("verify",)  # jobs that no other waits for
 _TRIES = 3  # runs that are killed until the job is given up
 _KILLED = 128  # exit codes from here on: ended by a signal
 _GIVE_WAY = ["nice", "-n", "10", "ionice", "-c", "2", "-n", "7"]
@@ -42,7 +43,9 @@ class Work:
 
     `progress` and `complaint` read the last lines of its log, which are a tenant's words: bounded, and for show only.
     `urgent`: it does not wait for its turn. `finish` follows when the program ended well, beside all else, and may
-    run again; the job is done when it is.
+    run again; the job is done when it is. `alone`: no second one of its name on the host,
+    and no other waits for it. `network`: see `Service`. `result` reads what the program has found; with that the job is
+    done, however it ended. `clear` removes what a killed one has left.
     """
 
     argv: Sequence[str]
@@ -52,6 +55,10 @@ class Work:
     complaint: Callable[[list[str]], str] = lambda lines: lines[-1] if lines else ""
     urgent: bool = False
     finish: Callable[[], Future[Any]] | None = None
+    alone: bool = False
+    network: bool = True
+    result: Callable[[], Verification | None] = lambda: None
+    clear: Callable[[], None] = lambda: None
 
 
 class Record(msgspec.Struct):
@@ -75,7 +82,7 @@ class Jobs:
         """Let the job run, or have run; never waits for its end. One thread a node at a time."""
         record = self._read(node_id, job.name)
         if record is None or record.id != job.id:
-            self.end(node_id, job.name)
+            self.end(node_id, job.name, work.clear)
             record = Record(job.id, "")
         if record.ended is not None:
             return record.ended
@@ -97,18 +104,21 @@ class Jobs:
             return JobStatus(job.id, job.name, "waiting")
         return record.ended or JobStatus(job.id, job.name, "running", started_at=record.started_at)
 
-    def end(self, node_id: str, name: str) -> None:
-        """Let there be no such job: it is killed if it runs, and forgotten."""
+    def end(self, node_id: str, name: str, clear: Callable[[], None] = lambda: None) -> None:
+        """Let there be no such job: it is killed if it runs, what it left is cleared, and it is forgotten."""
         self._supervisor.remove(service_name(node_id, name), gently=False)
+        clear()
         shutil.rmtree(self._directory(node_id, name), ignore_errors=True)
 
-    def end_others(self, node_id: str, wished: Sequence[Job] = ()) -> None:
-        """End every job of a node but these."""
+    def end_others(
+        self, node_id: str, wished: Sequence[Job] = (), clear: Mapping[str, Callable[[], None]] | None = None
+    ) -> None:
+        """End every job of a node but these; `clear`: by name, how what it left is removed."""
         kept = {job.name for job in wished}
         for path in self._home.agent.glob(f"jobs/{node_id}.*"):
             name = path.name.removeprefix(f"{node_id}.")
             if name not in kept:
-                self.end(node_id, name)
+                self.end(node_id, name, (clear or {}).get(name, lambda: None))
 
     def changed_at(self, node_id: str, jobs: Sequence[Job]) -> int:
         """Changes whenever a job's process starts or ends. Costs a look at a file each."""
@@ -119,7 +129,7 @@ class Jobs:
     def _start(self, node_id: str, job: Job, record: Record, work: Work) -> bool:
         directory, service = self._directory(node_id, job.name), service_name(node_id, job.name)
         with self._starting:
-            if not work.urgent and self._alive() >= self._most:
+            if not work.urgent and self._busy(job.name, work):
                 return False
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             record.tries += 1
@@ -129,7 +139,7 @@ class Jobs:
             user = work.account.name if work.account else None
             self._supervisor.write(service, Service(
                 [*_GIVE_WAY, *work.argv], user=user, env=_ENVIRONMENT, kill_after_ms=1_000, oom_score_adj=300,
-                start=False, groups=work.groups, record=directory / "exit",
+                start=False, groups=work.groups, record=directory / "exit", network=work.network,
             ))  # fmt: skip
             self._supervisor.once(service)
         failpoints.passing(f"job {job.name} start end")
@@ -146,6 +156,10 @@ class Jobs:
         if code >= _KILLED and record.tries < _TRIES:
             (directory / "exit").unlink()
             return self._running(node_id, job, record, work)
+        if (found := work.result()) is not None:
+            failpoints.passing(f"job {job.name} finish begin")
+            work.clear()
+            return self._close(node_id, job, record, found.impossible, found)
         if code != 0:
             lines = self._supervisor.last_lines(service_name(node_id, job.name))
             said = work.complaint(lines) if code < _KILLED else f"It was ended by signal {code - _KILLED}."
@@ -168,20 +182,25 @@ class Jobs:
         failpoints.passing(f"job {job.name} finish end")
         return True
 
-    def _close(self, node_id: str, job: Job, record: Record, reason: str) -> JobStatus:
+    def _close(
+        self, node_id: str, job: Job, record: Record, reason: str, found: Verification | None = None
+    ) -> JobStatus:
         record.ended = JobStatus(
             job.id, job.name, "failed" if reason else "done", report.clean(reason, self._home.root),
-            0.0 if reason else 1.0, record.started_at, report.now(),
+            0.0 if reason else 1.0, record.started_at, report.now(), found,
         )  # fmt: skip
         self._write(node_id, job.name, record)
         self._supervisor.remove(service_name(node_id, job.name), gently=False)
         log.info("node %s: job %s %s %s %s", node_id, job.name, job.id, record.ended.state, record.ended.reason)
         return record.ended
 
-    def _alive(self) -> int:
-        found = self._home.agent.glob("jobs/*/job.json")
-        services = (path.parent.name.rsplit(".", 1) for path in found)
-        return sum(self._supervisor.lives(service_name(node, name)) for node, name in services)
+    def _busy(self, name: str, work: Work) -> bool:
+        """Whether the job must wait for others."""
+        found = (path.parent.name.rsplit(".", 1) for path in self._home.agent.glob("jobs/*/job.json"))
+        alive = [other for node, other in found if self._supervisor.lives(service_name(node, other))]
+        if work.alone:
+            return name in alive or len(alive) >= self._most
+        return sum(other not in _ALONE for other in alive) >= self._most
 
     def _code(self, node_id: str, name: JobName) -> int | None:
         with contextlib.suppress(OSError, ValueError):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+import msgspec
 from psycopg.rows import DictRow
 
 from pgherd.model.plan import GIB, Plan
 from pgherd.model.service import how_to_start
-from pgherd.spec import DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE
+from pgherd.spec import DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE, Verification
+from pgherd.workflows.verify import summary
 
 _WAY_OUT = (
     " New transactions are read-only; to delete data all the same, SET default_transaction_read_only = off in a"
@@ -35,7 +37,18 @@ def notifications(row: DictRow, plan: Plan) -> list[dict[str, Any]]:
     if row["phase"] == "poweroff":
         message = f"The service was not created: {row['notice']} Delete it and create it again."
         return [_note("warning", "service_powered_off_removal", message, {"kind": "not-created"})] * bool(row["notice"])
-    return [note for node in row["nodes"] if (note := _disk(node["status"] or {}, plan))][:1]
+    disk = [note for node in row["nodes"] if (note := _disk(node["status"] or {}, plan))][:1]
+    return disk + _backups(row["verification"])
+
+
+def _backups(verification: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What the last proof of the backups found, unless that they are sound."""
+    if verification is None or verification["state"] == "sound":
+        return []
+    kind = "backups-damaged" if verification["state"] == "damaged" else "backups-not-verified"
+    about = {"kind": kind, "at": timestamp(datetime.datetime.fromisoformat(verification["at"]))}
+    message = f"Backups are at risk: {summary(msgspec.convert(verification['report'], Verification))}"
+    return [_note("warning", "service_end_of_life", message, about)]
 
 
 def _disk(status: dict[str, Any], plan: Plan) -> dict[str, Any] | None:

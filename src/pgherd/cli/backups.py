@@ -14,7 +14,7 @@ from pgherd.cli.options import Timeout, Wait
 from pgherd.cli.outcome import CliError
 from pgherd.cli.screen import Form
 
-app = typer.Typer(no_args_is_help=True, help="Backups of a service: create, list.")
+app = typer.Typer(no_args_is_help=True, help="Backups of a service: create, list, verify.")
 
 Service = Annotated[str, typer.Argument(metavar="SERVICE", help="Name of the service.", autocompletion=services)]
 Full = Annotated[
@@ -26,7 +26,7 @@ _BAR = 20  # characters
 
 @app.callback()
 def group(form: Form = None) -> None:
-    """Backups of a service: create, list."""
+    """Backups of a service: create, list, verify."""
 
 
 @app.command()
@@ -51,6 +51,38 @@ def create(
     _show(_list(api, service))
 
 
+@app.command()
+def verify(service: Service, wait: Wait = True, timeout: Timeout = None, form: Form = None) -> None:
+    """Prove now that a service's backups can be restored.
+
+    The newest backup is restored beside the service, recovered to the newest archived WAL and checked with all its
+    tables and indexes; the whole repository and every page of the service are read. This happens by itself too.
+    """
+    from pgherd.cli.waiting import sending, until_operation_ends
+
+    api = connect()
+    with sending(service):
+        operation = api.own("POST", "service", service, "verification")
+    if not wait:
+        screen.show_facts(operation, [("Operation", operation["id"]), ("State", operation["state"])])
+        return
+    title = f"Verifying the backups of {service}"
+    now = lambda: _progress(api, service, "verifying")  # noqa: E731
+    until_operation_ends(api, operation, title, service=service, timeout=timeout, now=now)
+    found = _list(api, service)["verification"]
+    screen.show_facts(found, _proof(found))
+
+
+def _proof(found: dict[str, Any]) -> list[tuple[str, object]]:
+    return [
+        ("Backups", found["state"]),
+        ("Restored", found["backup"]),
+        ("Recovered to", f"{found.get('lsn', '')} {found.get('recovered-to', '')}".strip()),
+        ("Looked at", f"{found['databases']} databases, {found['tables']} tables, about {found['rows']} rows"),
+        ("Took", f"{found['seconds']:.0f} s"),
+    ]
+
+
 @app.command("list")
 def list_backups(service: Service, form: Form = None) -> None:
     """List the backups of a service, the oldest first, and the times to which it can be restored."""
@@ -64,11 +96,19 @@ def _list(api: Api, service: str) -> dict[str, Any]:
 
 def _show(found: dict[str, Any]) -> None:
     rows = [
-        (one["name"], one["time"], one["type"], size(one["size"]), size(one["stored"]), _state(one))
+        (
+            one["name"],
+            one["time"],
+            one["type"],
+            size(one["size"]),
+            size(one["stored"]),
+            _state(one),
+            one.get("verified-at", ""),
+        )
         for one in found["backups"]
     ]
     empty = "There are no backups yet; the first follows half a minute after the service is made."
-    screen.show_rows(found, ("BACKUP", "TIME", "TYPE", "SIZE", "STORED", "STATE"), rows, empty)
+    screen.show_rows(found, ("BACKUP", "TIME", "TYPE", "SIZE", "STORED", "STATE", "VERIFIED"), rows, empty)
     if screen.as_json():
         return
     if window := found.get("window"):
@@ -77,6 +117,12 @@ def _show(found: dict[str, Any]) -> None:
         screen.note(f"WAL was given up at {found['gap-at']}: times between the backups around it cannot be restored.")
     if "running" in found:
         screen.note(f"A backup is running: {bar(found['running'])}")
+    if "verifying" in found:
+        screen.note(f"The newest backup is being verified: {bar(found['verifying'])}")
+    if (proof := found.get("verification")) and proof["state"] != "sound":
+        screen.note(f"The verification of {proof['at']} says: {proof['state']}. " + " ".join(proof["problems"]))
+    for span in (proof or {}).get("broken", ()):
+        screen.note(f"No point in time can be restored from {span['start']} to {span['end']}.")
     if "problem" in found:
         screen.note(f"Problem: {found['problem']}")
 
@@ -85,9 +131,9 @@ def _state(backup: dict[str, Any]) -> str:
     return "damaged" if backup["damaged"] else "ok"
 
 
-def _progress(api: Api, service: str) -> str:
+def _progress(api: Api, service: str, what: str = "running") -> str:
     try:
-        running = _list(api, service).get("running")
+        running = _list(api, service).get(what)
     except CliError:
         return ""
     return bar(running) if running else ""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from pgherd.errors import Unavailable
-from pgherd.reconcilers import backups, operations, services, telemetry, upkeep
+from pgherd.reconcilers import backups, operations, services, telemetry, upkeep, verifications
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App
 from pgherd.workflows.worker import Slot
@@ -29,6 +29,7 @@ class Rounds:
             (10, operations.wake_far),
             (10, backups.start_due),
             (10, backups.tell_problems),
+            (10, lambda tx: verifications.start_due(app, tx)),
             (30, services.roll_platform),
             (10, services.keep_power),
             (5, lambda tx: upkeep.keep(app, tx, datetime.now(UTC))),

@@ -199,7 +199,9 @@ select s.id, s.name, s.wish, s.phase, s.notice, s.first_port, s.created_at, s.up
                 'size', p.size, 'username', p.username) order by p.name), '[]')
           from pool p where p.service_id = s.id) as pools,
        s.maintained_for,
-       (select coalesce(jsonb_object_agg(u.kind, u.since), '{}') from pending_update u where u.service_id = s.id) as updates
+       (select coalesce(jsonb_object_agg(u.kind, u.since), '{}') from pending_update u where u.service_id = s.id) as updates,
+       (select jsonb_build_object('state', v.state, 'at', v.at, 'report', v.report)
+          from verification v where v.service_id = s.id order by v.at desc limit 1) as verification
   from service s
  where s.organization_id = %(organization_id)s and s.deleted_at is null and (%(name)s::text is null or s.name = %(name)s)
  order by s.name;
@@ -342,10 +344,40 @@ update repository set problem = %(problem)s where service_id = %(service_id)s;
 
 -- backups --
 select s.wish, r.kind, n.status,
-       (select o.id from operation o where o.service_id = s.id and o.kind = 'backup' and o.state = 'pending') as operation
+       (select o.id from operation o where o.service_id = s.id and o.kind = 'backup' and o.state = 'pending') as operation,
+       (select o.id from operation o where o.service_id = s.id and o.kind = 'verify' and o.state = 'pending') as verifying,
+       (select coalesce(jsonb_agg(jsonb_build_object('backup', v.backup, 'state', v.state, 'at', v.at, 'report', v.report)
+                order by v.at), '[]')
+          from verification v where v.service_id = s.id) as verifications
   from service s left join repository r on r.service_id = s.id left join node n on n.service_id = s.id
  where s.organization_id = %(organization_id)s and s.name = %(name)s and s.deleted_at is null
  order by n.name limit 1;
+
+-- pending_verify --
+select id from operation where service_id = %(service_id)s and kind = 'verify' and state = 'pending';
+
+-- write_verification --
+insert into verification (service_id, backup, state, report) values (%(service_id)s, %(backup)s, %(state)s, %(report)s)
+on conflict (service_id, backup) do update set at = now(), state = excluded.state, report = excluded.report;
+
+-- last_verification --
+select state from verification where service_id = %(service_id)s order by at desc limit 1;
+
+-- verify_candidates --
+select s.id, s.organization_id, n.host_id, n.status -> 'repository' as repository, v.state, v.at,
+       (select max(o.ended_at) from operation o
+         where o.service_id = s.id and o.kind = 'verify' and o.state <> 'pending') as tried_at
+  from service s join node n on n.service_id = s.id
+       left join lateral (select state, at from verification v where v.service_id = s.id order by v.at desc limit 1) v on true
+ where s.deleted_at is null and s.phase = 'running' and s.settled is not null and n.status ->> 'state' = 'running'
+   and n.spec ->> 'desired' = 'running' and jsonb_array_length(coalesce(n.status #> '{repository,backups}', '[]')) > 0
+   and not exists (select 1 from operation o
+                    where o.service_id = s.id and o.kind in ('verify', 'backup') and o.state = 'pending')
+ order by v.at nulls first;
+
+-- open_verifications --
+select distinct n.host_id from operation o join node n on n.service_id = o.service_id
+ where o.kind = 'verify' and o.state = 'pending';
 
 -- defer --
 select procrastinate_defer_jobs_v1(array[row('operations', 'carry_out', 0, %(lock)s, %(queueing_lock)s,
@@ -426,8 +458,11 @@ select procrastinate_retry_job_v2(j.id, now(), null, null, null)
 select pg_try_advisory_xact_lock(hashtext('pgherd reconcilers')) as mine;
 
 -- nodes_to_roll --
-select distinct n.service_id from node n join service s on s.id = n.service_id
- where s.deleted_at is null and s.phase = 'running' and n.spec is not null and (n.spec ->> 'platform')::integer < %(platform)s
+select distinct n.service_id from node n join service s on s.id = n.service_id join host h on h.id = n.host_id
+ where s.deleted_at is null and s.phase = 'running' and n.spec is not null
+   and ((n.spec ->> 'platform')::integer < %(platform)s
+        -- the host lost its key, or is another machine: what was sealed for the old one it cannot open
+        or (h.public_key is not null and n.sealed ->> 'public_key' <> h.public_key))
    and not exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending');
 
 -- certificates --

@@ -50,13 +50,13 @@ def request(
         wanted = service_name(name or about.service)
         owner = organization_named(tx, organization or about.organization)
         moved = _port_is_taken(tx, found.spec)
-    secrets = _recovered(app, found)
+    recovered = _recovered(app, found)
 
     def insert(tx: Transaction) -> UUID:
         row = _row(tx, host, node)
-        _insert(app, tx, row, found, Secrets("", secrets.verifier, secrets.tls_key), owner["id"], wanted)
-        if found.spec.repository is not None and secrets.cipher:
-            adopt_repository(app, tx, UUID(found.spec.service_id), found.spec.repository, secrets.cipher)
+        _insert(app, tx, row, found, recovered, owner["id"], wanted)
+        if found.spec.repository is not None and recovered.cipher:
+            adopt_repository(app, tx, UUID(found.spec.service_id), found.spec.repository, recovered.cipher)
         return UUID(found.spec.service_id)
 
     asks = Caller(owner["id"], owner["name"], caller.key, caller.signature)
@@ -89,7 +89,7 @@ def _recovered(app: App, found: UnknownNode) -> Recovered:
 
 
 def _insert(
-    app: App, tx: Transaction, row: DictRow, found: UnknownNode, secrets: Secrets, owner: UUID, name: str
+    app: App, tx: Transaction, row: DictRow, found: UnknownNode, recovered: Recovered, owner: UUID, name: str
 ) -> None:
     spec = found.spec
     assert spec.about is not None
@@ -116,7 +116,7 @@ def _insert(
         wish=Jsonb(msgspec.to_builtins(msgspec.structs.replace(wish, termination_protection=True))),
         first_port=port,
         memory_bytes=plan.memory_bytes * plan.nodes,
-        secrets=app.vault.seal(msgspec.json.encode(secrets)),
+        secrets=app.vault.seal(msgspec.json.encode(Secrets("", recovered.verifier, recovered.tls_key))),
     )
     if inserted is None:
         raise Conflict("Service name is already taken; adopt it under another name.")

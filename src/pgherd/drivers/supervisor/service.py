@@ -44,6 +44,9 @@ class Service:
     long after `down_signal`. `start`: start it when first written and at each start of the scanner; False writes a
     `down` file, which `up` removes. `groups`: control groups that the process joins while it is still root.
     `open_files`: how many it may have open, as far as the supervisor may raise that.
+    `record`: for what runs once (see `Supervisor.once`): a file, not the service's, that gets the exit code;
+    while it is there, the program does not run again. Without `network` it reaches nothing but sockets in files (root
+    only).
     """
 
     argv: Sequence[str]
@@ -58,11 +61,20 @@ class Service:
     open_files: int = 0
     groups: Sequence[Path] = ()
     record: Path | None = None
+    network: bool = True
 
 
 def render(directory: Path, logs: Path, service: Service, user: str | None, log_user: str | None) -> Files:
     """The files of a service directory: text and mode by path. `user` and `log_user` are None without root."""
-    command = [*as_user(user), "env", "-i", *(f"{k}={v}" for k, v in sorted(service.env.items())), *service.argv]
+    walled = ["unshare", "--net", "--"] if user and not service.network else []
+    command = [
+        *walled,
+        *as_user(user),
+        "env",
+        "-i",
+        *(f"{k}={v}" for k, v in sorted(service.env.items())),
+        *service.argv,
+    ]
     adjust = ""
     if service.oom_score_adj is not None:
         adjust = f"{{ echo {service.oom_score_adj} >/proc/self/oom_score_adj; }} 2>/dev/null; "

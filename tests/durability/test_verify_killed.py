@@ -1,0 +1,30 @@
+"""The worker or the agent dies while backups are proven: the operation ends once, and nothing of the proof is left."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.processes import metadata
+from tests.durability.test_kill_matrix import arm, disarm, trace
+from tests.plugins.instance import Instance, until
+
+PLACES = ("agent job verify start end kill", "agent job verify finish begin kill", "worker verify before record kill")
+
+
+@pytest.mark.timeout(300)
+def test_verify_killed(fragile: Instance) -> None:
+    trace(fragile)
+    name = fragile.create()
+    fragile.run("backup", "create", name)
+    service = metadata(fragile, f"select id from service where name = '{name}'")
+    ended = f"select count(*) from operation where service_id = '{service}' and kind = 'verify' and state = 'success'"
+    for count, place in enumerate(PLACES, 1):
+        arm(fragile, place)
+        operation = fragile.call("POST", f"/pgherd/v1/service/{name}/verification").json()
+        done = fragile.finished(operation, 90)
+        assert disarm(fragile), f"{place} was not passed"
+        assert done["state"] == "success", f"{place}: {done}"
+        assert metadata(fragile, ended) == str(count)
+        until(lambda: not list(fragile.home.glob("nodes/*/data/proof*")), 20, "nothing of the proof is left")
+        assert fragile.processes("data/proof") == []
+    fragile.delete(name)
