@@ -95,11 +95,8 @@ def test_up_and_down(instance: Instance) -> None:
     created = instance.client().get_dbaas_service_pg(name=name)
     instance.sql(name, "create table kept as select 7 as i")
     assert_in_force(instance, name, SMALL.name)
-    until(
-        lambda: metadata(instance, "select now()::timestamptz(0) > max(updated_at) + interval '1 s' from service"),
-        5,
-        "",
-    )
+    later = f"select now() > updated_at + interval '1 s' from service where name = '{name}' and deleted_at is null"
+    until(lambda: metadata(instance, later) == "t", 5, "a second has passed")
     change(instance, name, plan=LARGE.name)
     assert_in_force(instance, name, LARGE.name)
     changed = instance.client().get_dbaas_service_pg(name=name)

@@ -182,10 +182,12 @@ def test_a_file_system_that_is_really_full(monkeypatch: pytest.MonkeyPatch) -> N
         os.kill(host.postmaster(node), 9)
         host.until(node, lambda s: s.state != "running" and s.reason.startswith("No space is left"), 60)
         assert not answers(host, node)
+        node = host.change(node, ip_filter=["192.0.2.1/32"])  # the agent, too, has no room to write
         (home / "rest").unlink()
         ballast.unlink()
         host.until(node, lambda s: s.state == "running", 90)
         until(lambda: answers(host, node), 30)
+        host.until_in_force(node)
 
 
 def answers(host: RunningHost, node: NodeSpec) -> bool:

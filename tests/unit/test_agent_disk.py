@@ -57,6 +57,14 @@ def test_measured_when_it_may_be_near_its_limit() -> None:
     assert due(meter(GIB, at=time.monotonic() - 4), host=Space(100 * GIB, 9 * GIB)), "the host runs short"
 
 
+def test_a_stopped_service_is_left_alone() -> None:
+    stopped = meter(int(7.9 * GIB), loaded=False, at=time.monotonic() - 30)
+    stopped.spec = msgspec.structs.replace(SPEC, desired="stopped")
+    assert not due(stopped)
+    stopped.at -= 31
+    assert due(stopped)
+
+
 def test_a_guard_is_what_its_file_says() -> None:
     for guard in (Guard(), Guard("plan", 1700000000), Guard("host", 1)):
         text = postgres_guard.render(guard)

@@ -15,7 +15,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
@@ -25,6 +24,7 @@ from pgherd.agent.backups import Care, Tending, Threads
 from pgherd.agent.converge import Broken, Convergence, Gone, Host, Refused, door, service_name, status_of
 from pgherd.agent.disk import Watch
 from pgherd.agent.jobs import Jobs
+from pgherd.agent.kept import Specs
 from pgherd.agent.link import Link, PostgresLink
 from pgherd.agent.records import read_record, write_private
 from pgherd.agent.repositories import Repositories
@@ -74,14 +74,6 @@ class Node:
     jobs: list[JobStatus] = field(default_factory=list)
 
 
-class Kept(msgspec.Struct):
-    """A node's file in `HOME/agent/specs`. `status`: of a stopped node, which tells nothing of itself any more."""
-
-    spec: NodeSpec
-    converged: int = 0
-    status: NodeStatus | None = None
-
-
 class Agent:
     """See the module. `link` is the one seam for tests."""
 
@@ -104,6 +96,7 @@ class Agent:
         )  # fmt: skip
         self.unknown = Unknown(self.host.private_key)
         self.nodes: dict[str, Node] = {}
+        self.specs = Specs(self.home.agent / "specs")
         self._exporter = exporter.program(settings.exporter)
         self.telemetry = Telemetry(self.host, self._exporter, self.nodes.__contains__, link)
         self._unsent: dict[str, NodeStatus] = {}
@@ -160,6 +153,9 @@ class Agent:
             self._exchange()
         except Unavailable as error:
             log.debug("%s", error)
+        except OSError as error:
+            # As on a full disk; what could not be kept is kept when the node is in force.
+            log.error("The exchange with the control plane: %s", error)
         self._schedule()
         self._refill()
         soonest = min((n.due for n in self.nodes.values() if not n.busy), default=float("inf"))
@@ -210,7 +206,7 @@ class Agent:
         elif spec == node.spec:
             return
         node.spec, node.due = spec, 0.0
-        self._keep(node)
+        self.specs.keep(node.spec, node.converged, node.status)
 
     def _schedule(self) -> None:
         now = time.monotonic()
@@ -332,7 +328,7 @@ class Agent:
         if state == "stopped":
             status = node.status = self._stopped(node, status)
         if state != "absent":
-            self._keep(node)
+            self.specs.keep(node.spec, node.converged, node.status)
         failpoints.passing(f"{spec.desired} record end")
         if convergence.seen is None:
             return status, _LOOK_EVERY if state == "absent" else 60.0
@@ -395,25 +391,8 @@ class Agent:
             raise Fault("The host's key file is damaged.", detail=str(path))
         return key
 
-    def _file(self, node_id: str) -> Path:
-        return self.home.agent / "specs" / f"{node_id}.json"
-
-    def _keep(self, node: Node) -> None:
-        if "/" in node.spec.node_id or node.spec.node_id.startswith("."):
-            return
-        path = self._file(node.spec.node_id)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._lock:
-            stopped = node.status if node.status is not None and node.status.state == "stopped" else None
-            write_private(path, msgspec.json.encode(Kept(node.spec, node.converged, stopped)))
-
     def _load(self) -> None:
-        for path in sorted(self.home.agent.glob("specs/*.json")):
-            try:
-                kept = msgspec.json.decode(path.read_bytes(), type=Kept)
-            except (OSError, msgspec.MsgspecError) as error:
-                log.error("A kept spec cannot be read: %s", error)
-                continue
+        for kept in self.specs.load():
             self.nodes[kept.spec.node_id] = Node(kept.spec, kept.converged, kept.status)
         unknown = {n for n in self.supervisor.names() if n.startswith("node-")} - {service_name(n) for n in self.nodes}
         if unknown:
@@ -447,7 +426,7 @@ class Agent:
         if node is not None and node.spec.desired == "absent":
             del self.nodes[node_id]
             self.telemetry.forget(node_id)
-            self._file(node_id).unlink(missing_ok=True)
+            self.specs.forget(node_id)
 
 
 def run(settings: Settings) -> None:

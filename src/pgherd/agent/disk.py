@@ -36,7 +36,7 @@ MOST_RESERVE = 20 * GIB
 
 #: Seconds between looks at the host's file system: while nothing happens, and while it grows by more than `_FAST`.
 _TICK, _SHORT_TICK = 0.5, 0.1
-_FAST = 1 << 20  # bytes within one tick
+_FAST = 1 << 20  # bytes within one tick; less than that is no growth worth a measurement
 _RARELY, _OFTEN = 60.0, 3.0  # seconds between measurements of a service that may not and that may be near its limit
 _SHARE = 10  # a measurement takes at most one tenth of the time
 _ON_PURPOSE = 2.0  # seconds that a session may write which was told not to, while far over the limit
@@ -75,6 +75,11 @@ class Meter:
         if self.usage is None or not self.share:
             return float("inf")
         return max(0.0, self.usage.used * (FULL / self.share - 1))
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is to run; a stopped one does not grow, and loads its guard when it starts."""
+        return self.spec.desired == "running"
 
     @property
     def shares_the_host(self) -> bool:
@@ -154,13 +159,14 @@ class Watch:
             return False
         if not meter.shares_the_host:
             return True  # one question to the kernel
-        if meter.share >= NEAR or meter.guard.why or not meter.loaded or host.free < 2 * self._reserve(host):
+        short = host.free < 2 * self._reserve(host)
+        if meter.runs and (meter.share >= NEAR or meter.guard.why or not meter.loaded or short):
             # Many at once, as on a host that runs short: all of them together take their share of the time.
             together = sum(other.cost for other in self.meters.values())
             if age >= max(_OFTEN, together * _SHARE):
                 return True
         # Frees hide what others take: half of what is left is not waited for.
-        return age >= _RARELY or self._grown - meter.mark >= meter.left / 4
+        return age >= _RARELY or self._grown - meter.mark >= max(meter.left / 4, _FAST)
 
     def _reserve(self, host: Space) -> int:
         return min(host.total * self._percent // 100, MOST_RESERVE)
@@ -193,6 +199,8 @@ class Watch:
         elif meter.guard.why == "plan" and meter.share < FREE:
             self._set(node_id, meter, "")
         self._ensure_loaded(node_id, meter)
+        if not meter.runs:
+            return
         if meter.guard.why and meter.share >= HARD:
             self._end_writers(node_id, meter, meter.guard.since)
         if meter.guard.why and meter.share >= TOO_MUCH:
@@ -209,7 +217,7 @@ class Watch:
         _write(meter.cluster, meter.guard)
 
     def _ensure_loaded(self, node_id: str, meter: Meter) -> None:
-        if meter.loaded:
+        if meter.loaded or not meter.runs:
             return
         if guard_of(meter.cluster) != meter.guard:
             _write(meter.cluster, meter.guard)
