@@ -163,6 +163,8 @@ class Pool(Update):
 class Power(Update):
     """Stop a service; afterwards it is down, and a start brings it back with what it holds."""
 
+    processes = ("worker", "agent")
+
     def run(self, instance: Instance, name: str) -> dict[str, Any]:
         return insist(instance, "PUT", f"/service/{name}/stop", own=True)
 
@@ -177,7 +179,7 @@ class Power(Update):
 class Maintenance(Update):
     """Bring a parameter that waits for a restart into force; what the host does for it is the update's."""
 
-    processes = ("api", "worker")
+    processes = ("worker",)
 
     def prepare(self, instance: Instance) -> str:
         name = super().prepare(instance)
