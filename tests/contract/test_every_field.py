@@ -47,13 +47,10 @@ class Running:
     @cached_property
     def cluster(self) -> Cluster:
         """Its directories on this machine."""
-        for record in (self.instance.home / "agent/specs").glob("*.json"):
-            spec = json.loads(record.read_text())["spec"]
-            if spec["port"] == int(self.shown["uri-params"]["port"]):
-                directory = self.instance.home / "nodes" / spec["node_id"]
-                account = os_users.find(json.loads((directory / "slot.json").read_text())["user"])
-                return Cluster(postgres.programs("")[spec["version"]], directory, account, spec["port"])
-        raise LookupError(self.name)
+        spec = self.instance.spec(self.name)
+        directory = self.instance.home / "nodes" / spec["node_id"]
+        account = os_users.find(json.loads((directory / "slot.json").read_text())["user"])
+        return Cluster(postgres.programs("")[spec["version"]], directory, account, spec["port"])
 
     def platform(self, query: str) -> list[str]:
         """Lines of a query that only the platform may make."""

@@ -160,19 +160,15 @@ def test_the_doctor_sees_the_walls_and_down_leaves_none(walled: Instance) -> Non
 
 
 def _node(instance: Instance, name: str) -> dict[str, Any]:
-    params = instance.client().get_dbaas_service_pg(name=name)["uri-params"]
-    for record in (instance.home / "agent/specs").glob("*.json"):
-        spec = json.loads(record.read_text())["spec"]
-        if spec["port"] == int(params["port"]):
-            directory = instance.home / "nodes" / spec["node_id"]
-            account = os_users.find(json.loads((directory / "slot.json").read_text())["user"])
-            program = postgres.programs("")[spec["version"]]
-            return {
-                "id": spec["node_id"], "port": spec["port"], "directory": directory,
-                "cluster": Cluster(program, directory, account, spec["port"]),
-                "pid": _main(instance.home, f"node-{spec['node_id']}"),
-            }  # fmt: skip
-    raise AssertionError(f"no node of {name}")
+    spec = instance.spec(name)
+    directory = instance.home / "nodes" / spec["node_id"]
+    account = os_users.find(json.loads((directory / "slot.json").read_text())["user"])
+    program = postgres.programs("")[spec["version"]]
+    return {
+        "id": spec["node_id"], "port": spec["port"], "directory": directory,
+        "cluster": Cluster(program, directory, account, spec["port"]),
+        "pid": _main(instance.home, f"node-{spec['node_id']}"),
+    }  # fmt: skip
 
 
 def _main(home: Path, service: str) -> int:

@@ -233,6 +233,13 @@ class Instance:
         )
         return str(done.stdout.strip())
 
+    def spec(self, name: str) -> dict[str, Any]:
+        """What the agent keeps of the one node of a service."""
+        port = int(self.client().get_dbaas_service_pg(name=name)["uri-params"]["port"])
+        kept = [json.loads(record.read_text())["spec"] for record in (self.home / "agent/specs").glob("*.json")]
+        (found,) = [spec for spec in kept if spec["port"] == port]
+        return dict(found)
+
     def node_directories(self) -> list[str]:
         """What the agent keeps for nodes."""
         found = self.home / "nodes"
