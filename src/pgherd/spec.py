@@ -22,8 +22,8 @@ LOOK_UPS = 2
 #: Percent of a node's disk: from here on the owner is told; new transactions are read-only; they may write again below.
 DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE = 90, 97, 95
 
-Desired = Literal["running", "stopped", "absent"]
-NodeState = Literal["setting_up", "starting", "running", "stopped", "failed", "absent"]
+Desired = Literal["running", "stopped", "kept", "absent"]
+NodeState = Literal["setting_up", "starting", "running", "stopped", "failed", "kept", "absent"]
 Setting = bool | int | float | str
 JobName = Literal["backup", "restore", "verify"]
 JobState = Literal["waiting", "running", "done", "failed"]
@@ -137,6 +137,40 @@ class About(msgspec.Struct, frozen=True):
     wish: dict[str, Any]
 
 
+class Origin(msgspec.Struct, frozen=True):
+    """What a node's data is made from in place of what it has or of an empty cluster, once; `id` is the operation's.
+
+    While `source`, a node of the same host, runs and no `target` is given, its files are copied. Otherwise the backups
+    and the archive of `repository` (None: the node's own) are restored, up to `target` (RFC 3339 in UTC; empty: all of
+    them) on `timeline` (0: the newest). `undo`: the data comes back that an earlier origin put aside. `own`: it is the
+    service's own data, in which subscriptions go on.
+    """
+
+    id: str
+    source: str = ""
+    repository: Repository | None = None
+    target: str = ""
+    timeline: int = 0
+    undo: bool = False
+    own: bool = False
+
+
+class OriginStatus(msgspec.Struct, frozen=True):
+    """Which origin the node's data is from, and since when. `id` is empty for data that the host had to make anew.
+
+    `left` and `timeline`: the timeline before and after, 0: unknown. `until`: the last transaction that was recovered,
+    empty: all. `aside`: bytes of the data from before, which is kept; 0: none. `lost`: why the host made it anew.
+    """
+
+    id: str = ""
+    at: str = ""
+    left: int = 0
+    timeline: int = 0
+    until: str = ""
+    aside: int = 0
+    lost: str = ""
+
+
 class NodeSpec(msgspec.Struct, frozen=True):
     """All that a host needs to know about one node.
 
@@ -150,6 +184,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     With `timescale` TimescaleDB is preloaded and in defaultdb; with `audit` every database has the extension pgaudit.
     `monitor` is the bcrypt hash, sealed for the host, of the password with which Prometheus reads `port` + 3;
     empty: nothing answers there.
+    `keep_aside`: data from before its `origin` is kept. `established`: the node has run, so that an empty cluster can
+    only mean that its data is lost.
     """
 
     node_id: str
@@ -181,6 +217,9 @@ class NodeSpec(msgspec.Struct, frozen=True):
     about: About | None = None
     monitor: str = ""
     pooler_version: str = ""
+    origin: Origin | None = None
+    keep_aside: bool = False
+    established: bool = False
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -305,6 +344,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     observed_at: str = ""
     repository: RepositoryStatus | None = None
     jobs: list[JobStatus] = []
+    origin: OriginStatus | None = None
 
 
 class Recovered(msgspec.Struct, frozen=True):

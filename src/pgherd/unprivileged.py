@@ -35,9 +35,10 @@ class Answer:
     err: str
 
 
-def prefix(uid: int, gid: int) -> list[str]:
-    """The words before a command that is to run under `uid` and can never gain privileges."""
-    return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--inh-caps=-all", "--no-new-privs"]
+def prefix(uid: int, gid: int, groups: Sequence[int] = ()) -> list[str]:
+    """The words before a command that is to run under `uid` and can never gain privileges; `groups`: gids beside."""
+    beside = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
+    return ["setpriv", f"--reuid={uid}", f"--regid={gid}", beside, "--inh-caps=-all", "--no-new-privs"]
 
 
 def run(
@@ -49,19 +50,23 @@ def run(
     limit: int = 1 << 20,
     env: dict[str, str] | None = None,
     memory: int | None = None,
+    descriptors: Sequence[int] = (),
+    groups: Sequence[int] = (),
 ) -> Answer:
     """Run `argv` as `account` (None: as the caller) for at most `timeout` seconds and `limit` bytes of answer.
 
-    `memory` bounds its address space in bytes. Raises HostFault when it does not end in time or answers more;
+    `memory` bounds its address space in bytes; it inherits `descriptors`, and may read what is open to `groups` beside
+    its own. Raises HostFault when it does not end in time or answers more;
     its exit code is the caller's to judge.
     """
     bounds = [] if memory is None else ["prlimit", f"--as={memory}"]
-    identity = prefix(account.uid, account.gid)[1:] if account else []
+    identity = prefix(account.uid, account.gid, groups)[1:] if account else []
     # Whoever kills us ends the program too: nobody would wait for it, and the next run begins anew.
     command = [*bounds, "setpriv", "--pdeathsig", "KILL", *identity, *argv]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=_ENVIRONMENT | (env or {}), cwd="/", start_new_session=True, umask=0o077,
+        pass_fds=descriptors,
     )  # fmt: skip
     try:
         return _converse(process, argv[0], stdin, time.monotonic() + timeout, limit)

@@ -21,11 +21,12 @@ import msgspec
 from pgherd import failpoints, sealing
 from pgherd.agent import features, installed, report, warm
 from pgherd.agent.backups import Care, Tending, Threads
-from pgherd.agent.converge import Broken, Convergence, Gone, Host, Refused, door, service_name, status_of
+from pgherd.agent.converge import Broken, Convergence, Gone, Host, Impossible, Refused, door, service_name, status_of
 from pgherd.agent.disk import Watch
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.kept import Specs
 from pgherd.agent.link import Link, PostgresLink
+from pgherd.agent.makings import Makings
 from pgherd.agent.records import read_record, write_private
 from pgherd.agent.repositories import Repositories
 from pgherd.agent.telemetry import Telemetry
@@ -92,7 +93,7 @@ class Agent:
             Firewall(self.home.root, [settings.port_range, (settings.listen_address[1],) * 2]), Limits(self.home.root),
             Repositories(self.home, pgbackrest.program(settings.pgbackrest), private_key),
             Jobs(self.home, self.supervisor, max(1, cores // 2)),
-            Deleted(self.home.agent / "deleted"),
+            Deleted(self.home.agent / "deleted"), Makings(self._look_again), self._spec_of,
         )  # fmt: skip
         self.unknown = Unknown(self.host.private_key)
         self.nodes: dict[str, Node] = {}
@@ -264,6 +265,15 @@ class Agent:
             node.busy = False
             self.link.wake()
 
+    def _look_again(self, node_id: str) -> None:
+        if (node := self.nodes.get(node_id)) is not None:
+            node.due = 0.0
+            self.link.wake()
+
+    def _spec_of(self, node_id: str) -> NodeSpec | None:
+        node = self.nodes.get(node_id)
+        return node.spec if node is not None else None
+
     def _say(self, node: Node, status: NodeStatus) -> None:
         """Remember the status and let the main thread report it, with what is known of the repository."""
         if node.spec.repository is not None and status.state != "absent":
@@ -313,7 +323,7 @@ class Agent:
         overtaken = lambda: node.spec is not spec or self._stopping.is_set()  # noqa: E731
         convergence: Convergence | None = None
         try:
-            convergence = Convergence(self.host, spec, overtaken)
+            convergence = Convergence(self.host, spec, overtaken, node.converged)
             state = convergence.carry_out()
         except Interrupted:
             raise
@@ -338,8 +348,9 @@ class Agent:
     def _running(self, node: Node, spec: NodeSpec, seen: Observation) -> NodeStatus:
         used = self.watch.used(spec.node_id) or (node.status.disk_used if node.status else 0)
         return msgspec.structs.replace(
-            status_of(spec, "running", seen), task=node.task, pooler=node.pooler, jobs=node.jobs, disk_used=used
-        )
+            status_of(spec, "running", seen), task=node.task, pooler=node.pooler, jobs=node.jobs, disk_used=used,
+            origin=read_record(self.home.nodes / spec.node_id).origin,
+        )  # fmt: skip
 
     def _stopped(self, node: Node, status: NodeStatus) -> NodeStatus:
         """The databases, users and sizes of a stopped node are what was seen last."""
@@ -356,7 +367,14 @@ class Agent:
         """The status of a node that could not be converged: an older generation may still run."""
         state: NodeState = "starting" if isinstance(error, NotReady) else "failed"
         old = node.status or NodeStatus(spec.node_id, node.converged, "setting_up")
-        after_start = convergence is not None and convergence.step in ("configure", "reload", "admin", "task", "pools")
+        after_start = convergence is not None and convergence.step in (
+            "configure",
+            "data",
+            "reload",
+            "admin",
+            "task",
+            "pools",
+        )
         if convergence is not None and spec.desired == "running" and after_start:
             node.task = convergence.task or node.task
             try:
@@ -365,7 +383,8 @@ class Agent:
                 state = "running"
             except (PgherdError, OSError):
                 pass
-        message = str(error.message if isinstance(error, Broken) else report.describe(error, self.home.root))
+        plain = error.message if isinstance(error, Broken | Impossible) else ""
+        message = plain or report.describe(error, self.home.root)
         if state != "running" and self.watch.is_full():
             message = "No space is left on the host's disk."  # the server's own words could not be written either
         # What was deleted here is known to the metadata by a generation that this agent never saw.
@@ -373,7 +392,7 @@ class Agent:
         status = msgspec.structs.replace(
             old, generation=generation, state=state, step=convergence.step if convergence else "",
             reason=report.clean(message, self.home.root), observed_at=report.now(),
-            refused=spec.generation if isinstance(error, Broken | Refused | Unsupported) else 0,
+            refused=spec.generation if isinstance(error, Broken | Impossible | Refused | Unsupported) else 0,
         )  # fmt: skip
         pause = {"starting": _RETRY, "running": _LOOK_EVERY}.get(state, _RETRY_BROKEN)
         # What stopped or absent lacks is mostly time: a backend that has not ended, a busy /etc/passwd.

@@ -19,11 +19,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import backups, disk, exporting, features, pooling, report, tasks, warm
+from pgherd.agent import backups, disk, exporting, features, origins, pooling, report, tasks, warm
 from pgherd.agent.jobs import Jobs
+from pgherd.agent.makings import Makings
+from pgherd.agent.origins import Impossible, Source
 from pgherd.agent.pooling import Pooling
-from pgherd.agent.records import Record, read_record, write_private
+from pgherd.agent.records import note, read_record
 from pgherd.agent.repositories import Repositories
+from pgherd.agent.supply import Supply
 from pgherd.agent.unknown import Deleted
 from pgherd.drivers import config_files, extensions, hba, limits, pgbackrest, pgbouncer, postgres, postgres_settings
 from pgherd.drivers.firewall import Door, Firewall
@@ -32,7 +35,7 @@ from pgherd.drivers.postgres import Cluster, NotReady, Observation, Program
 from pgherd.drivers.supervisor import Service, Supervisor
 from pgherd.errors import HostFault, Interrupted, PgherdError, Unsupported
 from pgherd.home import Home
-from pgherd.spec import NodeSpec, NodeState, NodeStatus, TaskResult
+from pgherd.spec import NodeSpec, NodeState, NodeStatus, Origin, TaskResult
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _START_PATIENCE = 8.0  # seconds; a longer start goes on while the agent does other things
@@ -63,6 +66,8 @@ class Host:
     repositories: Repositories
     jobs: Jobs
     deleted: Deleted
+    makings: Makings
+    spec_of: Callable[[str], NodeSpec | None]  # of another node of this host
 
 
 class Broken(HostFault):
@@ -79,11 +84,13 @@ class Gone(Refused):
 
 @dataclass
 class Convergence:
-    """One run of one node. `overtaken` says that a newer spec waits, so that this run may end early."""
+    """One run of one node. `overtaken` says that a newer spec waits, so that this run may end early; `before` is the
+    generation that was in force before, 0: none."""
 
     host: Host
     spec: NodeSpec
     overtaken: Callable[[], bool] = lambda: False
+    before: int = 0
     step: str = ""
     marker: str = ""
     seen: Observation | None = None
@@ -97,11 +104,12 @@ class Convergence:
         self.directory = self.host.home.nodes / self.spec.node_id
         self.service = service_name(self.spec.node_id)
 
-    # --- the three ways ------------------------------------------------------------------------------------
+    # --- the four ways ------------------------------------------------------------------------------------
 
     def carry_out(self) -> NodeState:
         """Make the spec true. Raises what prevents it; `step` then names where."""
-        {"running": self._run, "stopped": self._stop, "absent": self._remove}[self.spec.desired]()
+        ways = {"running": self._run, "stopped": self._stop, "kept": self._keep, "absent": self._remove}
+        ways[self.spec.desired]()
         self.step = ""
         return self.spec.desired
 
@@ -110,6 +118,7 @@ class Convergence:
         self._do("firewall", self._ensure_door)
         self._do("limits", self._ensure_limits)
         self._do("configure", self._ensure_configuration)
+        self._do("data", self._ensure_data)
         self._do("supervise", self._ensure_supervised)
         self._do("start", self._ensure_started)
         self._do("restart", self._ensure_restarted)
@@ -121,10 +130,21 @@ class Convergence:
 
     def _stop(self) -> None:
         export = exporting.service_name(self.spec.node_id)
+        self.host.makings.cancel(self.spec.node_id)
         self._do("jobs", lambda: self.host.jobs.end_others(self.spec.node_id))
         self._do("exporter", lambda: self.host.supervisor.down(export, _STOP_PATIENCE))
         self._do("pools", lambda: self.host.supervisor.down(pooling.service_name(self.spec.node_id), _STOP_PATIENCE))
         self._do("stop", lambda: self.host.supervisor.down(self.service, _STOP_PATIENCE))
+
+    def _keep(self) -> None:
+        """All that is left is the repository and the OS user whose it is; the last segment has gone there."""
+        self._stop()
+        self._do("stop", lambda: self.host.supervisor.remove(self.service, gently=True))
+        for beside in (exporting.service_name(self.spec.node_id), pooling.service_name(self.spec.node_id)):
+            self.host.supervisor.remove(beside, gently=False)
+        self._do("delete", lambda: self.host.slots.empty(self.directory))
+        self._do("limits", lambda: self.host.limits.remove(self.spec.node_id))
+        self._do("firewall", lambda: self.host.firewall.drop(self.spec.node_id))
 
     def _remove(self) -> None:
         export = exporting.service_name(self.spec.node_id)
@@ -135,7 +155,7 @@ class Convergence:
         self._do("pools", lambda: self.host.supervisor.remove(pool, gently=False))
         self._do("stop", lambda: self.host.supervisor.remove(self.service, gently=False))
         self._do("repository", self._remove_repository)
-        self._do("delete", lambda: self.host.slots.discard(self.directory))
+        self._do("delete", self._discard)
         # Last, so that no process of the node is ever outside its walls.
         self._do("limits", lambda: self.host.limits.remove(self.spec.node_id))
         self._do("firewall", lambda: self.host.firewall.drop(self.spec.node_id))
@@ -168,11 +188,54 @@ class Convergence:
         return program
 
     def _ensure_directory(self) -> None:
-        if self.host.deleted.holds(self.spec.node_id) and not self.directory.exists():
+        """A new node gets a warm directory; one whose data comes from elsewhere, or was lost, an empty one."""
+        if self.directory.exists():
+            return
+        if self.host.deleted.holds(self.spec.node_id):
             raise Gone(
                 "The service was deleted and its data with it; what still knows it is an older copy of the metadata."
             )
-        self.host.slots.ensure(self._program(), self.directory)
+        if self._origin is None and not self._established:
+            self.host.slots.ensure(self._program(), self.directory)
+            return
+        owner = self.host.repositories.record(self.spec.service_id).user if self._established else ""
+        self.host.slots.ensure_empty(self.directory, owner)
+
+    @property
+    def _established(self) -> bool:
+        return self.spec.established or self.before > 0
+
+    @property
+    def _origin(self) -> Origin | None:
+        return self.spec.origin if self.before < self.spec.generation else None
+
+    def _ensure_data(self) -> None:
+        def stop() -> None:
+            self.host.supervisor.down(pooling.service_name(self.spec.node_id), _STOP_PATIENCE)
+            self.host.supervisor.down(self.service, _STOP_PATIENCE)
+
+        def kill() -> None:
+            self.host.supervisor.remove(pooling.service_name(self.spec.node_id), gently=False)
+            self.host.supervisor.remove(self.service, gently=False)
+
+        cores = min(os.cpu_count() or 1, self.spec.cpus or os.cpu_count() or 1)
+        supply = Supply(
+            self.host.repositories, self.host.makings, self.spec, self._origin, self.cluster, cores,
+            self._source, stop, kill, self.overtaken,
+        )  # fmt: skip
+        supply.ensure()
+
+    def _source(self, node_id: str) -> Source | None:
+        spec = self.host.spec_of(node_id)
+        if spec is None or spec.version != self.spec.version:
+            return None
+        other = Convergence(self.host, spec)
+        lives = spec.desired == "running" and self.host.supervisor.lives(other.service)
+        return Source(other.cluster, lives) if other.directory.exists() else None
+
+    def _discard(self) -> None:
+        self.host.makings.cancel(self.spec.node_id)
+        self.host.slots.discard(self.directory)
 
     def _ensure_door(self) -> None:
         self.host.firewall.put(self.spec.node_id, door(self.host, self.spec))
@@ -185,13 +248,14 @@ class Convergence:
         cluster = self.cluster
         group = cluster.account
         warm.make_owned(cluster.run, group)
+        warm.make_owned(cluster.directory / "data", group)
         cluster.config.mkdir(mode=0o750, exist_ok=True)
         if group is not None:
             os.chown(cluster.config, 0, group.gid)
         disk.ensure_file(cluster)
         files = self._render(cluster, self._ensure_archiving(cluster))
         conf = cluster.config / "postgresql.conf"
-        if conf.exists() and conf.read_text() != files["postgresql.conf"]:
+        if conf.exists() and conf.read_text() != files["postgresql.conf"] and origins.is_there(cluster):
             config_files.install(cluster.config, "candidate.conf", files["postgresql.conf"], group)
             if refusal := postgres.refusal_of(cluster, cluster.config / "candidate.conf"):
                 raise Refused(f"PostgreSQL refuses the settings: {_first_complaint(refusal)}")
@@ -338,7 +402,7 @@ class Convergence:
         script = postgres.creating_admin(admin.name, verifier) + postgres.observing(self.cut)
         self.seen = postgres.parse_observation(postgres.psql(self.cluster, script))
         record.admin = wished
-        self._note(record)
+        note(self.directory, record)
 
     def _ensure_task_done(self) -> None:
         """Carry out the spec's task unless that was done; what is seen afterwards contains its effect."""
@@ -349,7 +413,7 @@ class Convergence:
 
             def begin() -> None:
                 record.begun = task.id
-                self._note(record)
+                note(self.directory, record)
 
             execution = tasks.Execution(
                 self.cluster, task, self.spec.admin.name,
@@ -357,7 +421,7 @@ class Convergence:
             )  # fmt: skip
             result = execution.carry_out()
             record.task = msgspec.structs.replace(result, reason=report.clean(result.reason, self.host.home.root))
-            self._note(record)
+            note(self.directory, record)
             self.seen = postgres.observe(self.cluster, self.cut)
         self.task = record.task
 
@@ -365,7 +429,7 @@ class Convergence:
         assert self.seen is not None
         record = read_record(self.directory)
         for _ in features.ensure(self.cluster, self.spec, self.seen, record):
-            self._note(record)
+            note(self.directory, record)
 
     @property
     def pooling(self) -> Pooling:
@@ -377,9 +441,6 @@ class Convergence:
 
     def _ensure_pools(self) -> None:
         self.pooler = self.pooling.ensure()
-
-    def _note(self, record: Record) -> None:
-        write_private(self.directory / "node.json", msgspec.json.encode(record))
 
 
 def door(host: Host, spec: NodeSpec) -> Door:
@@ -414,4 +475,4 @@ def _first_complaint(said: str) -> str:
     return said.splitlines()[0]
 
 
-__all__ = ["Broken", "Convergence", "Host", "PgherdError", "Refused", "door", "service_name", "status_of"]
+__all__ = ["Broken", "Convergence", "Host", "Impossible", "PgherdError", "Refused", "door", "service_name", "status_of"]

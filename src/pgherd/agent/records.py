@@ -6,18 +6,22 @@ from pathlib import Path
 
 import msgspec
 
-from pgherd.spec import TaskResult
+from pgherd.spec import OriginStatus, TaskResult
 
 
 class Record(msgspec.Struct):
     """The agent's own note in a node's directory: which admin it has made there (a fingerprint), the result of the last
-    task, the id of the task whose creation has begun; and what `features` has done."""
+    task, the id of the task whose creation has begun; and what `features` has done; the last origin that was carried
+    out, the one whose data is being put in place, and what came of it."""
 
     admin: str = ""
     task: TaskResult | None = None
     begun: str = ""
     timescale: bool = False
     audited: int = 0
+    done: str = ""
+    exchanging: str = ""
+    origin: OriginStatus | None = None
 
 
 def read_record(directory: Path) -> Record:
@@ -26,6 +30,11 @@ def read_record(directory: Path) -> Record:
         return msgspec.json.decode((directory / "node.json").read_bytes(), type=Record)
     except (OSError, msgspec.MsgspecError):
         return Record()
+
+
+def note(directory: Path, record: Record) -> None:
+    """Write the note in a node's directory."""
+    write_private(directory / "node.json", msgspec.json.encode(record))
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -58,6 +58,33 @@ class Slots:
             if not self._take(program, directory):
                 self._make(program, idle=False).rename(directory)
 
+    def ensure_empty(self, directory: Path, owner: str) -> None:
+        """Let `directory` be a node's directory without data, of the OS user `owner`; empty: of a new one."""
+        if directory.exists():
+            return
+        aside = directory.with_name(f".{directory.name}.new")
+        aside.mkdir(mode=0o755, parents=True, exist_ok=True)
+        slot = read_slot(aside)
+        if slot is None:
+            word = owner.removeprefix("pgherd-") if owner else secrets.token_hex(4)
+            slot = Slot(word, f"pgherd-{word}" if self._users.rooted else "", "", postgres.locale())
+            (aside / "slot.json").write_bytes(msgspec.json.encode(slot))
+        make_owned(aside / "data", self._users.ensure(slot.user))
+        aside.rename(directory)
+
+    def empty(self, directory: Path) -> None:
+        """Delete what a directory holds but for the record of its OS user, and its processes. May run again."""
+        if not directory.exists():
+            return
+        os_users.end_processes(self.account(directory))
+        for part in ("data", "run"):
+            self._delete_as_owner(directory / part)
+        for path in directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "slot.json":
+                path.unlink()
+
     def refill(self, program: Program, size: int) -> bool:
         """Make one directory if fewer than `size` are ready, and delete one that initdb would not make so any more.
 

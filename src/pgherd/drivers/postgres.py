@@ -284,15 +284,7 @@ def psql(
 
     Raises NotReady, SqlRefused or HostFault with what psql says.
     """
-    argv = [f"{cluster.program.bin}/psql", "-XqAtw", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]
-    env = {
-        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in (_OPTIONS | (options or {})).items()),
-        "PGAPPNAME": "pgherd", "PGCONNECT_TIMEOUT": "3", "PGGSSENCMODE": "disable", "PGSSLMODE": "disable",
-        "PGCLIENTENCODING": "UTF8",
-        # Not -d: a name with `=` in it would be read as where to connect.
-        "PGDATABASE": database,
-    }  # fmt: skip
-    argv += ["-h", str(cluster.run), "-p", str(cluster.port), "-U", "postgres"]
+    argv, env = session(cluster, database, options or {})
     answer = unprivileged.run(
         cluster.account, argv, stdin=script.encode(), timeout=timeout, limit=limit, env=env, memory=_PSQL_MEMORY
     )
@@ -305,6 +297,19 @@ def psql(
     if refused := re.search(r"^(?:psql:\S+ )?ERROR:  ([0-9A-Z]{5}): (.*)", said, re.MULTILINE):
         raise SqlRefused(refused[1], refused[2], said)
     raise HostFault("SQL to a service failed.", detail=said)
+
+
+def session(cluster: Cluster, database: str, options: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a psql that talks to the cluster as the platform; see `psql`."""
+    argv = [f"{cluster.program.bin}/psql", "-XqAtw", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]
+    env = {
+        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in (_OPTIONS | options).items()),
+        "PGAPPNAME": "pgherd", "PGCONNECT_TIMEOUT": "3", "PGGSSENCMODE": "disable", "PGSSLMODE": "disable",
+        "PGCLIENTENCODING": "UTF8",
+        # Not -d: a name with `=` in it would be read as where to connect.
+        "PGDATABASE": database,
+    }  # fmt: skip
+    return [*argv, "-h", str(cluster.run), "-p", str(cluster.port), "-U", "postgres"], env
 
 
 def observing(cut: str, *, more: str = "NULL") -> str:

@@ -1,0 +1,110 @@
+"""Recovery of a cluster by a server that nobody can connect to: its command line, what it says, timelines' histories.
+
+A single-user server recovers, takes a new timeline, runs a few statements and ends. Unlike a full one it starts no
+worker of a subscription and no archiver, and is over when it is done.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pgherd.spec import Backup
+
+#: What a copy of another service's cluster must not do: receive what its source subscribes to, or drop its slot there.
+DETACHING = "UPDATE pg_subscription SET subenabled = false, subslotname = NULL;\n\n"
+_SEGMENT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How a recovery ended. `timeline`: the new one, 0: the old one goes on. `until`: the last transaction's time.
+
+    `short`: the archive ended before the target.
+    """
+
+    timeline: int
+    until: str
+    short: bool
+
+
+def command(programs: Path, config: Path, pgdata: Path, fetch: Sequence[str], target: str, timeline: str) -> list[str]:
+    """The server, of the directory `programs`, on `pgdata` with the cluster's configuration in `config`.
+
+    `fetch`: the command that gets a segment, before name and destination; none: there are only those of `pgdata`.
+
+    `target`: RFC 3339, empty: to the end. `timeline`: a number, `latest` or `current`.
+    """
+    restore = " ".join(map(shlex.quote, fetch)).replace("%", "%%") + ' "%f" "%p"' if fetch else "false"
+    values = {
+        "config_file": config / "postgresql.conf",
+        "hot_standby": "off",
+        "shared_preload_libraries": "",
+        "session_preload_libraries": "",
+        "allow_system_table_mods": "on",
+        "default_transaction_read_only": "off",
+        "logging_collector": "off",
+        "log_destination": "stderr",
+        "log_min_messages": "warning",
+        "log_timezone": "UTC",
+        "ssl": "off",
+        "restore_command": restore,
+        "recovery_target_timeline": timeline,
+        "recovery_target_action": "promote",
+    }
+    if target:
+        values["recovery_target_time"] = target.replace("Z", "+00")
+    options = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
+    return [f"{programs}/postgres", "--single", "-j", "-D", str(pgdata), *options, "postgres"]
+
+
+def parse(said: str) -> Recovered:
+    """What the server said while it recovered."""
+    timelines = re.findall(r"selected new timeline ID: (\d+)", said)
+    times = re.findall(r"last completed transaction was at log time (\S+ \S+)", said)
+    stopped = re.findall(r"recovery stopping (?:before|after) \w+ of transaction \d+, time (\S+ \S+)", said)
+    last = (times or stopped or [""])[-1].replace("+00", "").replace(" UTC", "").replace(" ", "T", 1)
+    short = "recovery ended before configured recovery target was reached" in said
+    return Recovered(int(timelines[-1]) if timelines else 0, _moment(last), short)
+
+
+def _moment(text: str) -> str:
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=None).isoformat() + "Z" if text else ""
+    except ValueError:
+        return ""
+
+
+def complaint(said: str) -> str:
+    """The server's last word about why it ended."""
+    found = re.findall(r"(?:FATAL|PANIC|ERROR):\s+(.*)", said)
+    return found[-1] if found else (said.strip().splitlines() or ["no reason given"])[-1]
+
+
+def parse_history(text: str) -> dict[int, int]:
+    """A timeline's history file: the position at which each earlier timeline was left."""
+    found = re.findall(r"^\s*(\d+)\s+([0-9A-F]{1,8})/([0-9A-F]{1,8})\s", text, re.MULTILINE)
+    return {int(timeline): (int(high, 16) << 32) + int(low, 16) for timeline, high, low in found}
+
+
+def usable(backups: Sequence[Backup], timeline: int, history: dict[int, int], target: datetime | None) -> list[Backup]:
+    """The backups from which `timeline` can be reached and `target` lies after their end, the newest first."""
+
+    def leads_there(backup: Backup) -> bool:
+        if not re.fullmatch("[0-9A-F]{24}", backup.wal_start) or not re.fullmatch("[0-9A-F]{24}", backup.wal_stop):
+            return False
+        number = int(backup.wal_start[:8], 16)
+        if number == timeline:
+            return True
+        segment = (int(backup.wal_stop[8:16], 16) << 8) + int(backup.wal_stop[16:], 16)
+        return number in history and segment <= history[number] // _SEGMENT_BYTES
+
+    def early_enough(backup: Backup) -> bool:
+        return target is None or datetime.fromisoformat(backup.ended_at).timestamp() + 1 <= target.timestamp()
+
+    found = [backup for backup in backups if leads_there(backup) and early_enough(backup)]
+    return sorted(found, key=lambda backup: backup.ended_at, reverse=True)

@@ -1,0 +1,225 @@
+"""Nodes whose data comes from another node's files: what the copy has, and what it does not take along."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+
+from pgherd import sealing
+from pgherd.spec import Job, NodeSpec, Origin, Repository
+from tests.plugins.host import RunningHost, until
+
+
+@pytest.fixture(scope="module")
+def source(host: RunningHost) -> NodeSpec:
+    """A node with something in it, a slot and a subscription."""
+    spec = host.running()
+    with host.connect(spec) as connection:
+        connection.execute("create table kept (i int)")
+        connection.execute("insert into kept select generate_series(1, 1000)")
+        connection.execute("create role reader login password 'reads-a-lot'")
+    host.sql(spec, "select pg_create_logical_replication_slot('sources', 'pgoutput');")
+    host.sql(
+        spec,
+        "create subscription sources connection 'host=192.0.2.1 dbname=x' publication p"
+        " with (connect = false, slot_name = 'theirs', enabled = false); alter subscription sources enable;",
+    )
+    return spec
+
+
+def fork(host: RunningHost, source: NodeSpec, **changes: object) -> NodeSpec:
+    spec = host.spec(origin=Origin(secrets.token_hex(8), source=source.node_id), **changes)
+    host.link.wish(spec)
+    host.until_in_force(spec, 60)
+    return spec
+
+
+def test_a_copy_has_the_data_and_users_but_no_slot_and_no_subscription(host: RunningHost, source: NodeSpec) -> None:
+    before = host.postmaster(source)
+    copy = fork(host, source)
+    with host.connect(copy, user="reader", password="reads-a-lot") as connection:
+        assert connection.execute("select current_user").fetchone() == ("reader",)
+    with host.connect(copy) as connection, host.connect(source) as other:
+        assert connection.execute("select count(*) from kept").fetchone() == (1000,)
+        connection.execute("insert into kept values (1001)")
+        assert other.execute("select count(*) from kept").fetchone() == (1000,)
+    assert host.sql(copy, "select count(*) from pg_replication_slots;").strip() == "0"
+    assert host.sql(copy, "select subenabled, subslotname is null from pg_subscription;").strip() == "f|t"
+    assert host.sql(copy, "select count(*) from pg_stat_subscription where pid is not null;").strip() == "0"
+    assert host.sql(source, "select subenabled, subslotname from pg_subscription;").strip() == "t|theirs"
+    assert host.sql(source, "select slot_name from pg_replication_slots;").strip() == "sources"
+    assert host.postmaster(source) == before
+    status = host.link.statuses[copy.node_id]
+    assert status.origin is not None and status.origin.aside == 0
+    host.change(copy, desired="absent")
+    host.until(copy, lambda s: s.state == "absent")
+
+
+def test_lost_data_without_a_backup_is_named_and_never_replaced(host: RunningHost) -> None:
+    spec = host.running()
+    shutil.rmtree(host.directory(spec) / "data" / "pgdata")
+    status = host.until(spec, lambda s: s.state == "failed", 60)
+    assert "data is gone" in status.reason and "no backup" in status.reason
+    assert not (host.directory(spec) / "data" / "pgdata").exists()
+    shutil.rmtree(host.directory(spec))
+    host.change(spec, cpus=1)
+    host.until(spec, lambda s: s.state == "failed" and s.refused == spec.generation + 1, 60)
+    with pytest.raises(psycopg.OperationalError):
+        host.connect(spec)
+    host.change(host.link.wished[spec.node_id], desired="absent")
+    host.until(spec, lambda s: s.state == "absent")
+
+
+# --- from a repository ---------------------------------------------------------------------------------------------
+
+
+class History:
+    """A node with a repository, and what it held when: `moments` are times with the rows committed by then."""
+
+    def __init__(self, host: RunningHost) -> None:
+        public = sealing.public_key(host.agent.host.private_key)
+        kept = Repository(secrets.token_hex(8), "directory", sealing.seal(public, "opens-the-repository"), 2)
+        self.host = host
+        self.node = host.running(repository=kept, service_id=kept.service_id)
+        self.moments: list[tuple[str, list[int]]] = []
+        self._rows: list[int] = []
+        with host.connect(self.node) as connection:
+            connection.execute("create table history (i int)")
+
+    def write(self, rows: int) -> None:
+        """Commit one row after the other, and remember each time between two of them."""
+        with self.host.connect(self.node) as connection:
+            for _ in range(rows):
+                row = len(self._rows) + 1
+                connection.execute("insert into history values (%s)", [row])
+                self._rows.append(row)
+                now = connection.execute("select now() + interval '1 microsecond'").fetchone()[0]
+                self.moments.append((now.astimezone(UTC).isoformat().replace("+00:00", "Z"), list(self._rows)))
+
+    def back_up(self) -> None:
+        """A full backup, and the second in which it ended is over."""
+        job = Job(secrets.token_hex(8), "backup", full=True)
+        self.node = self.host.change(self.node, jobs=[job])
+        status = self.host.until(
+            self.node, lambda s: any(j.id == job.id and j.state in ("done", "failed") for j in s.jobs), 90
+        )
+        assert status.jobs[0].state == "done", status.jobs
+        self.node = self.host.change(self.node, jobs=[])
+        self.host.until_in_force(self.node)
+        until(lambda: datetime.now(UTC).timestamp() > datetime.fromisoformat(status.jobs[0].ended_at).timestamp() + 1)
+
+    def rows(self, node: NodeSpec | None = None) -> list[int]:
+        """What a node holds now."""
+        with self.host.connect(node or self.node) as connection:
+            return [row[0] for row in connection.execute("select i from history order by i")]
+
+    def fork(self, target: str = "", **origin: object) -> NodeSpec:
+        """A node whose data is the history's at that time."""
+        given = Origin(secrets.token_hex(8), repository=self.node.repository, target=target, **origin)
+        spec = self.host.spec(origin=given)
+        self.host.link.wish(spec)
+        return spec
+
+    def restore(self, **origin: object) -> Origin:
+        """Put the node's own data back."""
+        given = Origin(secrets.token_hex(8), source=self.node.node_id, own=True, **origin)
+        self.node = self.host.change(self.node, origin=given, keep_aside=not given.undo)
+        self.host.until_in_force(self.node, 90)
+        self.node = self.host.change(self.node, origin=None)
+        self.host.until_in_force(self.node)
+        return given
+
+
+@pytest.fixture(scope="module")
+def history(host: RunningHost) -> History:
+    made = History(host)
+    host.until(made.node, lambda s: s.repository is not None and s.repository.ready)
+    made.write(2)
+    made.back_up()
+    made.write(4)
+    return made
+
+
+def test_a_fork_has_exactly_what_was_committed_by_then(host: RunningHost, history: History) -> None:
+    chosen = [history.moments[2], history.moments[4]]
+    with host.connect(history.node) as connection:
+        connection.execute("drop table history; create table history (i int)")
+        connection.execute("insert into history select generate_series(1, 6)")
+    forks = [history.fork(moment, source=history.node.node_id) for moment, _ in chosen]
+    for spec, (_, rows) in zip(forks, chosen, strict=True):
+        host.until_in_force(spec, 90)
+        assert history.rows(spec) == rows
+        host.change(spec, desired="absent")
+
+
+def test_a_time_that_cannot_be_had_is_refused_with_the_window(host: RunningHost, history: History) -> None:
+    early, late = history.moments[0][0], "2100-01-01T00:00:00Z"
+    for moment, words in ((early, "no backup"), (late, "after the last transaction")):
+        spec = history.fork(moment)
+        status = host.until(spec, lambda s: s.refused == 1, 90)
+        assert words in status.reason and moment in status.reason and "possible is 20" in status.reason
+        host.change(spec, desired="absent")
+        host.until(spec, lambda s: s.state == "absent")
+
+
+def test_in_place_and_back_and_to_a_time_of_a_history_that_was_left(host: RunningHost, history: History) -> None:
+    history.write(2)
+    moment, rows = history.moments[-2]
+    now = history.rows()
+    history.restore(target=moment)
+    status = host.link.statuses[history.node.node_id]
+    assert history.rows() == rows and status.origin is not None and status.origin.aside > 0
+    assert (status.origin.left, status.origin.timeline) == (1, 2)
+    with host.connect(history.node) as connection:
+        connection.execute("insert into history values (1000)")
+    history.restore(undo=True)
+    status = host.link.statuses[history.node.node_id]
+    assert history.rows() == now and status.origin is not None and status.origin.aside == 0
+    assert status.origin.timeline == 3
+    # The archive now holds two histories of the same time: the fork gets the one that is asked for.
+    other = history.fork(timeline=2, source=history.node.node_id, target=datetime.now(UTC).isoformat())
+    host.until_in_force(other, 90)
+    assert history.rows(other) == [*rows, 1000]
+    host.change(other, desired="absent")
+
+
+def test_lost_data_comes_back_from_the_repository(host: RunningHost, history: History) -> None:
+    rows = history.rows()
+    host.sql(history.node, "select pg_switch_wal();")
+    postmaster = host.postmaster(history.node)
+    segment = host.sql(history.node, "select pg_walfile_name(pg_current_wal_lsn());").strip()
+    host.sql(history.node, "create table public.last (i int);")
+    host.sql(history.node, "select pg_switch_wal();")
+    archived = f"select coalesce(last_archived_wal >= '{segment}', false) from pg_stat_archiver;"
+    until(lambda: host.sql(history.node, archived).strip() == "t", 30)
+    shutil.rmtree(host.directory(history.node) / "data" / "pgdata")
+    status = host.until(history.node, lambda s: s.origin is not None and s.origin.lost != "", 90)
+    host.until(history.node, lambda s: s.state == "running")
+    assert "data was gone" in status.origin.lost and history.rows() == rows
+    assert host.postmaster(history.node) != postmaster
+    user = host.account(history.node)
+    host.directory(history.node).rename(host.home / "nodes" / ".gone")
+    history.node = host.change(history.node, cpus=1)
+    host.until(history.node, lambda s: s.state == "running" and s.origin.at > status.origin.at, 90)
+    assert history.rows() == rows and host.account(history.node) == user
+    shutil.rmtree(host.home / "nodes" / ".gone")
+
+
+def test_a_kept_node_has_only_its_repository_and_comes_back(host: RunningHost, history: History) -> None:
+    rows, user = history.rows(), host.account(history.node)
+    with host.connect(history.node) as connection:
+        connection.execute("insert into history values (2000)")
+    history.node = host.change(history.node, desired="kept")
+    host.until(history.node, lambda s: s.state == "kept", 60)
+    assert [path.name for path in host.directory(history.node).iterdir()] == ["slot.json"]
+    origin = Origin(secrets.token_hex(8), own=True)
+    history.node = host.change(history.node, desired="running", origin=origin, established=True)
+    host.until_in_force(history.node, 90)
+    assert history.rows() == [*rows, 2000] and host.account(history.node) == user
+    host.change(history.node, desired="absent")
+    host.until(history.node, lambda s: s.state == "absent", 60)
+    assert not (host.home / "backups" / history.node.service_id).exists()
