@@ -39,6 +39,10 @@ class Settings:
         "21600-29999", "ports of services, FIRST-LAST below 32768; each takes a block of four"
     )
     port_rest_seconds: int = _setting(600, "seconds before the ports of a deleted service are used again")
+    keep_deleted_days: int = _setting(
+        0,
+        "days for which the backups of a deleted service are kept, so that it can be brought back; 7 is a good choice",
+    )
     database_url: str = _setting(
         "", "metadata PostgreSQL; empty: a private one under the home directory, unix socket only", secret=True
     )
@@ -225,7 +229,7 @@ def _checked(settings: Settings) -> Settings:
         raise Incorrect(f"Setting listen must be ADDRESS:PORT, not {settings.listen!r}.")
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise Incorrect("Settings tls_certificate and tls_key go together: set both or none.")
-    for name in ("warm_pool", "verify_days", "port_rest_seconds", "organization_memory_gib"):
+    for name in ("warm_pool", "verify_days", "port_rest_seconds", "organization_memory_gib", "keep_deleted_days"):
         if getattr(settings, name) < 0:
             raise Incorrect(f"Setting {name} must be 0 or more.")
     for name in (

@@ -20,6 +20,7 @@ from pgherd.api.http import server_options
 from pgherd.api.operations import Ends, Operations
 from pgherd.api.platform import Platform
 from pgherd.api.pools import Pools
+from pgherd.api.restores import Restores
 from pgherd.api.services import Services
 from pgherd.api.telemetry import Telemetry
 from pgherd.api.unknown_nodes import UnknownNodes
@@ -83,6 +84,7 @@ def build_api(settings: Settings) -> Application:
         **Pools(operations).handlers(),
         **Backups(reads, operations).handlers(),
         **Telemetry(settings, reads, vault, ends).handlers(),
+        **Restores(reads, operations).handlers(),
         **audit.handlers(),
         **catalog.handlers(),
         **platform.handlers(),

@@ -277,8 +277,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown version": (GOOD | {"version": "12"}, r"^version: must be one of 13, 14, 15, 16, 17, 18$"),
     "version no host has": (GOOD | {"version": "13"}, r"^version: 13 is not installed on any host; available: .*15"),
     "full version": (GOOD | {"version": "15.4"}, r"^version: must be one of"),
-    "fork": (GOOD | {"fork_from_service": "other"}, r"^fork-from-service: is not available yet"),
-    "recovery": (GOOD | {"recovery_backup_time": "2026-01-01"}, r"^recovery-backup-time: is not available yet"),
+    "fork": (GOOD | {"fork_from_service": "other"}, r"^Service does not exist$"),
+    "recovery": (GOOD | {"recovery_backup_time": "2026-01-01"}, r"^recovery-backup-time: must be an ISO 8601 time"),
     "migration": (
         GOOD | {"migration": {"host": "db.example.com", "port": 5432}}, r"^migration: is not available yet"
     ),

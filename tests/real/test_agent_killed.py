@@ -22,7 +22,7 @@ from pgherd.spec import NodeSpec, NodeStatus, Pool, Task, TaskResult
 from tests.plugins.host import RunningHost, until
 
 _POOLER = pgbouncer.program(Settings().pgbouncer)
-_RUNNING = ["place", "firewall", "limits", "configure", "supervise", "start", "restart", "reload", "admin"]
+_RUNNING = ["place", "firewall", "limits", "configure", "data", "supervise", "start", "restart", "reload", "admin"]
 _RUNNING += ["task", "features", "pools", "record"]
 _PLACES = [f"running {step} {edge}" for step in _RUNNING for edge in ("begin", "end")]
 _ABSENT = ["jobs", "exporter", "pools", "stop", "repository", "delete", "limits", "firewall", "record"]

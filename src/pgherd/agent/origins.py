@@ -313,9 +313,10 @@ def exchange(cluster: Cluster, origin_id: str) -> None:
 
 
 def is_there(cluster: Cluster, name: str = "pgdata") -> bool:
-    """Whether the node has data; looked at by its own user."""
+    """Whether the node has data, be it damaged; looked at by its own user."""
     path = cluster.directory / "data" / name
-    return run(cluster.account, ["test", "-f", str(path / "global" / "pg_control")], timeout=10).code == 0
+    looked = '[ -f "$1/PG_VERSION" ] || [ -f "$1/global/pg_control" ]'
+    return run(cluster.account, ["/bin/sh", "-c", looked, "sh", str(path)], timeout=10).code == 0
 
 
 def is_made(cluster: Cluster, origin_id: str) -> bool:

@@ -21,6 +21,9 @@ from pgherd.settings import Settings
 #: A node whose host said nothing for so long is shown as `unknown`. Seconds.
 SILENT = 60
 
+#: How long a node says that its data had to be made anew.
+LOSS_SHOWN = datetime.timedelta(days=7)
+
 _NODE_STATES = {"running": "running", "setting_up": "setting_up_vm", "starting": "setting_up_vm", "absent": "leaving"}
 
 
@@ -152,11 +155,13 @@ def _node(node: dict[str, Any], notice: str) -> dict[str, Any]:
     stopped = node["desired"] == "stopped"
     if stopped and status["state"] == "running":
         shown["state"] = "leaving"
-    reason = status.get("reason") or (notice if stopped else "") or (status.get("repository") or {}).get("problem", "")
+    reason = status.get("reason") or (notice if stopped else "") or _remark(status)
     if node["age"] is not None and node["age"] > SILENT and not stopped:
         shown["state"], reason = "unknown", f"its host has not reported for {int(node['age'])} s"
     if shown["state"] == "setting_up_vm":
-        shown["progress-updates"] = [{"phase": "prepare", "completed": False}]
+        begins = status.get("step") != "data"
+        shown["state"] = "setting_up_vm" if begins else "syncing_data"
+        shown["progress-updates"] = [{"phase": "prepare" if begins else "basebackup", "completed": False}]
         shown["step"] = status.get("step", "")
     if reason:
         shown["reason"] = reason
@@ -178,6 +183,26 @@ def _updates(row: DictRow, wish: Wish, days: int) -> list[dict[str, str]]:
                 "deadline": timestamp(calendar.deadline(since)),
             }
     return list(found.values())
+
+
+def _remark(status: dict[str, Any]) -> str:
+    """What is to be known of a node that runs: a repository that does not work, a loss of the last days, data aside."""
+    origin = status.get("origin") or {}
+    if problem := (status.get("repository") or {}).get("problem", ""):
+        return str(problem)
+    if origin.get("lost") and datetime.datetime.now(datetime.UTC) - _time(origin["at"]) < LOSS_SHOWN:
+        return str(origin["lost"])
+    if origin.get("aside"):
+        size = origin["aside"] / 2**20
+        return f"Restored at {origin['at']}; {size:.0f} MiB of data from before are kept until you confirm or undo it."
+    return ""
+
+
+def _time(text: str) -> datetime.datetime:
+    try:
+        return datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+    except ValueError:
+        return datetime.datetime.fromtimestamp(0, datetime.UTC)
 
 
 def _installed(nodes: list[dict[str, Any]], major: str) -> str:

@@ -11,8 +11,9 @@ from msgspec import UNSET
 from pgherd.api import render
 from pgherd.api.operations import Operations
 from pgherd.api.request import Request
-from pgherd.errors import NotFound, Unsupported
+from pgherd.errors import Incorrect, NotFound, Unsupported
 from pgherd.model import name as names
+from pgherd.model.moment import read_moment
 from pgherd.model.pg_settings import too_new
 from pgherd.model.plan import PLANS, plan_named
 from pgherd.model.pool import check_sum
@@ -20,12 +21,11 @@ from pgherd.model.service import Change, Maintenance
 from pgherd.settings import Settings
 from pgherd.store.db import AsyncDb
 from pgherd.workflows import create, delete, maintenance, power, update
+from pgherd.workflows.forks import Fork
 
 #: Fields of the contract that this version refuses, each with the values that change nothing and so may be sent.
 _NOT_YET: dict[str, tuple[Any, ...]] = {
     "integrations": ([],),
-    "fork-from-service": (),
-    "recovery-backup-time": (),
     "migration": (),
 }
 
@@ -70,6 +70,19 @@ def read_change(body: dict[str, Any]) -> Change:
     return Change(**fields)
 
 
+def read_fork(body: dict[str, Any]) -> Fork | None:
+    """The service and the time to begin from, if the request names any. Raises Incorrect."""
+    source, time = body.get("fork-from-service"), body.get("recovery-backup-time")
+    moment = None if time is None else read_moment(time, "recovery-backup-time")
+    if not source:
+        if moment is not None:
+            raise Incorrect("recovery-backup-time: needs fork-from-service, the service whose data of then is wanted.")
+        if source is not None:
+            raise Incorrect("fork-from-service: must be the name of a service; leave it out for an empty one.")
+        return None
+    return Fork(source, moment)
+
+
 def _check_plan(wanted: str) -> None:
     plan = plan_named(wanted)
     if not plan.offered:
@@ -89,10 +102,11 @@ class Services:
         """create-dbaas-service-pg"""
         name = names.service_name(request.params["name"])
         change = read_change(request.body)
+        fork = read_fork(request.body)
         if change.pgbouncer_settings is not UNSET:
             limit = plan_named(str(change.plan)).max_connections
             check_sum((), change.pgbouncer_settings, limit, "pgbouncer-settings")
-        return await self._operations.open(request, partial(_create, name, change))
+        return await self._operations.open(request, partial(_create, name, change, fork))
 
     async def update(self, request: Request) -> object:
         """update-dbaas-service-pg"""
@@ -146,8 +160,8 @@ class Services:
         return {"certificate": row["ca_certificate"]}
 
 
-def _create(name: str, change: Change, app: Any, caller: Any, operation: Any) -> Any:
-    return create.request(app, caller, operation, name, change)
+def _create(name: str, change: Change, fork: Fork | None, app: Any, caller: Any, operation: Any) -> Any:
+    return create.request(app, caller, operation, name, change, fork)
 
 
 def _update(name: str, change: Change, app: Any, caller: Any, operation: Any) -> Any:

@@ -21,6 +21,10 @@ _PROGRAMS = ("pg", "pgbouncer", "pgaudit", "pglookout", "timescaledb")
 def create_body(api: Api, wish: Mapping[str, Any]) -> dict[str, Any]:
     """The body of create-dbaas-service-pg. Raises CliError."""
     body = _shared(api, wish)
+    if wish.get("fork_from") is not None:
+        body["fork-from-service"] = wish["fork_from"]
+    if wish.get("to") is not None:
+        body["recovery-backup-time"] = wish["to"]
     if wish.get("admin_password") is not None:
         body["admin-password"] = read_secret(wish["admin_password"], "Admin password")
     return body

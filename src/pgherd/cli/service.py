@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pgherd.cli import describe, screen
+from pgherd.cli import describe, restores, screen
 from pgherd.cli.body import create_body, update_body
 from pgherd.cli.client import Api, connect
 from pgherd.cli.complete import plans, services, versions
@@ -43,6 +43,10 @@ app = typer.Typer(no_args_is_help=True, help="PostgreSQL services: create, list,
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the service.", autocompletion=services)]
 
 
+app.command("restore")(restores.restore)
+app.command("undelete")(restores.undelete)
+
+
 @app.callback()
 def group(form: Form = None) -> None:
     """PostgreSQL services: create, list, show, update, delete, use."""
@@ -58,6 +62,16 @@ def create(
         ),
     ],
     version: Annotated[str | None, typer.Option(help="PostgreSQL major version.", autocompletion=versions)] = None,
+    fork_from: Annotated[
+        str | None,
+        typer.Option("--fork-from", metavar="SERVICE", help="Begin with this service's data.", autocompletion=services),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="TIME", help="With --fork-from: its data of then, ISO 8601; UTC without an offset."
+        ),
+    ] = None,
     admin_username: AdminUsername = None,
     admin_password: AdminPassword = None,
     ip_filter: IpFilter = None,

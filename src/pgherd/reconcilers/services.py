@@ -14,7 +14,7 @@ from pgherd.workflows import power
 from pgherd.workflows.accept import open_operation
 from pgherd.workflows.app import App
 from pgherd.workflows.delete import clear_records
-from pgherd.workflows.nodes import certificate_hosts
+from pgherd.workflows.nodes import certificate_hosts, clean
 from pgherd.workflows.update import WITHIN, Note
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,29 @@ def finish_deletes(tx: Transaction) -> None:
         left = tx.row("present_nodes", service_id=row["id"])
         if left is not None and left["present"] == 0:
             clear_records(tx, row["id"])
+
+
+def remove_kept(tx: Transaction) -> None:
+    """What was kept of a deleted service goes when its time is over: repository, key, and the rest of its records."""
+    for row in tx.rows("kept_too_long"):
+        log.info("deleted service %s is not kept any longer", row["id"])
+        tx.run("want_absent", service_id=row["id"])
+        tx.run("wake_hosts", service_id=row["id"])
+
+
+def tell_losses(tx: Transaction) -> None:
+    """Data that its host had to make anew leaves an event that says what was lost."""
+    for row in tx.rows("untold_losses"):
+        log.warning("service %s: %s", row["name"], clean(row["lost"]))
+        tx.row(
+            "insert_event",
+            organization_id=row["organization_id"],
+            key="",
+            remote="",
+            command="rebuild-node",
+            subject=row["name"],
+            result=clean(row["lost"]),
+        )
 
 
 def roll_platform(tx: Transaction) -> None:

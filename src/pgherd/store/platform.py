@@ -61,7 +61,10 @@ class Organizations:
             if any(k["role"] == "operator" and not k["revoked_at"] for k in tx.rows("keys", organization_id=row["id"])):
                 raise Conflict("This organization holds an operator key; revoke it before deleting the organization.")
             if tx.row("delete_organization", id=row["id"]) is None:
-                raise Conflict("The organization still has services; delete them first and wait until they are gone.")
+                raise Conflict(
+                    "The organization still has services, or backups of deleted ones that are kept for a while;"
+                    " delete them first and wait until they are gone."
+                )
             tx.run("notify_keys")
 
     def keys(self, organization: str | None) -> list[DictRow]:

@@ -52,9 +52,9 @@ select pg_notify('pgherd_keys', '');
 -- hosts --
 select id, name, login, public_key, facts, seen_at,
        (select count(distinct n.service_id) from node n join service s on s.id = n.service_id
-         where n.host_id = host.id and s.cleared_at is null) as services,
+         where n.host_id = host.id and s.cleared_at is null and s.kept_until is null) as services,
        (select coalesce(sum(s.memory_bytes), 0)::bigint from service s
-         where s.cleared_at is null and exists (select 1 from node n where n.service_id = s.id and n.host_id = host.id)) as memory_promised
+         where s.cleared_at is null and s.kept_until is null and exists (select 1 from node n where n.service_id = s.id and n.host_id = host.id)) as memory_promised
   from host order by name;
 
 -- recovery_key --
@@ -132,19 +132,72 @@ values (%(id)s, %(organization_id)s, %(name)s, %(wish)s, 'rebuilding', %(first_p
 on conflict (organization_id, name) where deleted_at is null do nothing
 returning id;
 
+-- set_origin --
+update service set origin = %(origin)s where id = %(id)s;
+
+-- branches --
+select at, timeline, left_timeline, lost from branch where service_id = %(service_id)s order by at;
+
+-- untold_losses --
+update branch b set told = true from service s
+ where s.id = b.service_id and s.deleted_at is null and b.lost <> '' and not b.told
+returning s.organization_id, s.name, b.lost;
+
+-- pending_restore --
+select id from operation where service_id = %(service_id)s and kind = 'restore' and state = 'pending' limit 1;
+
+-- lock_kept_service --
+select id, organization_id, name, wish, memory_bytes from service
+ where organization_id = %(organization_id)s and name = %(name)s and deleted_at is not null and cleared_at is null
+   and kept_until > now()
+ order by deleted_at desc limit 1 for update;
+
+-- revive_service --
+update service set deleted_at = null, kept_until = null, stopped_at = null, phase = 'rebuilding', notice = '', first_port = %(first_port)s,
+       updated_at = now() where id = %(id)s;
+
+-- kept_services --
+select name, deleted_at, kept_until from service
+ where organization_id = %(organization_id)s and deleted_at is not null and cleared_at is null and kept_until > now()
+ order by deleted_at desc;
+
+-- keep_service --
+update service set kept_until = now() + make_interval(secs => %(seconds)s) where id = %(id)s;
+
+-- want_kept --
+update node set spec = jsonb_set(spec, '{desired}', '"kept"'), generation = generation + 1
+ where service_id = %(service_id)s and spec is not null and spec ->> 'desired' <> 'absent';
+
+-- kept_too_long --
+update service set kept_until = null where cleared_at is null and deleted_at is not null and kept_until <= now() returning id;
+
+-- copy_pools --
+insert into pool (service_id, name, database_name, mode, size, username)
+select %(service_id)s, name, database_name, mode, size, username from pool where service_id = %(source)s;
+
+-- copy_secrets --
+insert into user_secret (service_id, name, secret)
+select %(service_id)s, name, secret from user_secret where service_id = %(source)s and name <> %(admin)s;
+
+-- secret_of_user --
+select secret from user_secret where service_id = %(service_id)s and name = %(name)s;
+
 -- insert_node --
 insert into node (id, service_id, host_id, name) values (%(id)s, %(service_id)s, %(host_id)s, %(name)s);
 
 -- lock_service --
-select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at, stopped_at
+select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, origin, kept_until,
+       created_at, updated_at, deleted_at, stopped_at
   from service where organization_id = %(organization_id)s and name = %(name)s and deleted_at is null for update;
 
 -- service_by_id --
-select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at, stopped_at
+select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, origin, kept_until,
+       created_at, updated_at, deleted_at, stopped_at
   from service where id = %(id)s;
 
 -- lock_service_by_id --
-select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, created_at, updated_at, deleted_at, stopped_at
+select id, organization_id, name, wish, settled, phase, notice, first_port, memory_bytes, secrets, certificate, origin, kept_until,
+       created_at, updated_at, deleted_at, stopped_at
   from service where id = %(id)s for update;
 
 -- update_wish --
@@ -178,7 +231,8 @@ update node set spec = jsonb_set(spec, '{desired}', '"absent"'), generation = ge
 -- present_nodes --
 select count(*) as present from node
  where service_id = %(service_id)s and spec is not null
-   and not (coalesce(status ->> 'state', '') = 'absent' and (status ->> 'generation')::bigint >= generation);
+   and not (coalesce(status ->> 'state', '') in ('absent', 'kept') and status ->> 'state' = spec ->> 'desired'
+            and (status ->> 'generation')::bigint >= generation);
 
 -- clear_service --
 update service set cleared_at = now(), secrets = '', certificate = '' where id = %(id)s and cleared_at is null;
@@ -187,7 +241,7 @@ update service set cleared_at = now(), secrets = '', certificate = '' where id =
 update node set spec = null, sealed = null where service_id = %(service_id)s;
 
 -- deleted_uncleared --
-select id from service where deleted_at is not null and cleared_at is null;
+select id from service where deleted_at is not null and cleared_at is null and kept_until is null;
 
 -- views --
 select s.id, s.name, s.wish, s.phase, s.notice, s.first_port, s.created_at, s.updated_at, s.stopped_at,
@@ -284,7 +338,8 @@ on conflict (service_id, name) do update
 delete from pool where service_id = %(service_id)s and name = %(name)s;
 
 -- clear_access --
-with secrets as (delete from user_secret where service_id = %(service_id)s),
+with branches as (delete from branch where service_id = %(service_id)s),
+     secrets as (delete from user_secret where service_id = %(service_id)s),
      tasks as (update operation set secret = null where service_id = %(service_id)s and secret is not null)
 delete from pool where service_id = %(service_id)s;
 

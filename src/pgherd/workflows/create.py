@@ -15,6 +15,7 @@ from pgherd.model.passwords import new_password, verifier
 from pgherd.model.plan import PLANS
 from pgherd.model.service import Change, Secrets, Wish
 from pgherd.store.db import Transaction
+from pgherd.workflows import forks
 from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
 from pgherd.workflows.limits import hosts, refuse_another_service, refuse_more_memory
@@ -26,24 +27,35 @@ from pgherd.workflows.run import Run
 WITHIN = 1800
 
 
-def request(app: App, caller: Caller, operation: UUID, name: str, change: Change) -> UUID:
-    """Every dice is thrown here: ids, ports, password, host, default slots."""
-    wish = Wish.draft(change, app.settings.default_version)
-    features.check(wish)
+def request(
+    app: App, caller: Caller, operation: UUID, name: str, change: Change, fork: forks.Fork | None = None
+) -> UUID:
+    """Every dice is thrown here: ids, ports, password, host, default slots. A `fork` takes most from its source."""
+    drafted = Wish.draft(change, app.settings.default_version)
+    if fork is None:
+        features.check(drafted)
     password = new_password() if change.admin_password is UNSET else str(change.admin_password)
-    known = Secrets(password, verifier(password)).with_monitor()
+    drawn = Secrets(password, verifier(password)).with_monitor()
 
     def insert(tx: Transaction) -> UUID:
-        service = uuid4()
-        memory_bytes = PLANS[wish.plan].memory_bytes * PLANS[wish.plan].nodes
+        service, wish, known, source = uuid4(), drafted, drawn, None
         if tx.row("lock_organization", id=caller.organization_id) is None:
             raise NotFound("Organization does not exist.")
+        if fork is not None:
+            source = forks.find(app, tx, caller, operation, fork, change)
+            wish, known = (
+                forks.wish_for(source.wish, change, drafted),
+                forks.secrets_for(source.secrets, change),
+            )
         if any(row["name"] == name for row in tx.rows("views", organization_id=caller.organization_id, name=name)):
             raise Conflict("Service name is already taken")
+        memory_bytes = PLANS[wish.plan].memory_bytes * PLANS[wish.plan].nodes
         refuse_another_service(app.settings, tx, caller.organization_id)
         refuse_more_memory(app.settings, tx, caller.organization_id, memory_bytes)
         tx.run("lock_hosts")
-        host = choose(hosts(tx), wish.version, memory_bytes, app.settings, features.needed(wish))
+        # The source's files, and a repository that is a directory, are where the source is.
+        possible = [host for host in hosts(tx) if source is None or host.id == source.host]
+        host = choose(possible, wish.version, memory_bytes, app.settings, features.needed(wish))
         features.check(wish, features.Installed.on(host.facts, wish.version))
         tx.row(
             "insert_service",
@@ -57,13 +69,15 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
         )
         ensure_repository(app, tx, service)
         tx.run("insert_node", id=uuid4(), service_id=service, host_id=host.id, name=f"{name}-1")
+        if source is not None:
+            forks.take_over(tx, source, service, wish)
         return service
 
-    return accept(app, caller, operation, "create", WITHIN, insert)
+    return accept(app, caller, operation, "create", WITHIN if fork is None else forks.WITHIN, insert)
 
 
 def carry_out(run: Run) -> None:
-    """From nothing to a URI that answers."""
+    """From nothing, or from another service's data, to a URI that answers."""
     run.step("issue certificates", ensure_certificates)
     run.step("start nodes", start_nodes)
     run.step("settle parameters", restart_where_pending)

@@ -8,7 +8,7 @@ from pgherd.errors import Forbidden, NotFound
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
-from pgherd.workflows.nodes import wish_of
+from pgherd.workflows.nodes import service_row, wish_of
 from pgherd.workflows.repositories import forget_repository
 from pgherd.workflows.run import Run
 
@@ -30,15 +30,27 @@ def request(app: App, caller: Caller, operation: UUID, name: str) -> UUID:
         service: UUID = row["id"]
         tx.run("mark_deleted", id=service)
         tx.rows("end_others", service_id=service, id=operation, message="The service was deleted.")
-        tx.run("want_absent", service_id=service)
+        seconds = app.settings.keep_deleted_days * 86_400
+        if seconds and _can_come_back(tx, service):
+            tx.run("keep_service", id=service, seconds=seconds)
+            tx.run("want_kept", service_id=service)
+        else:
+            tx.run("want_absent", service_id=service)
         tx.run("wake_hosts", service_id=service)
         return service
 
     return accept(app, caller, operation, "delete", WITHIN, mark)
 
 
+def _can_come_back(tx: Transaction, service: UUID) -> bool:
+    """Whether there is a backup; a service without one is deleted at once."""
+    nodes = tx.rows("nodes", service_id=service)
+    known = [((node["status"] or {}).get("repository") or {}).get("backups") for node in nodes]
+    return bool(known) and all(known)
+
+
 def carry_out(run: Run) -> None:
-    """Wait until no host has anything of it, then forget its secrets and let its ports rest."""
+    """Wait until no host has anything of it, or only what is kept; then forget its secrets and let its ports rest."""
     run.step("remove nodes", lambda run: run.until(nodes_are_gone))
     run.step("forget secrets", clear)
 
@@ -52,8 +64,11 @@ def nodes_are_gone(run: Run) -> str | None:
 
 
 def clear(run: Run) -> None:
-    """Nothing of the service is left in the metadata but its name and its operations."""
+    """Nothing of the service is left in the metadata but its name and its operations, unless it is kept for a while."""
     with run.transaction() as tx:
+        if service_row(tx, run)["kept_until"] is not None:
+            tx.run("release_port_block", service_id=run.service)
+            return
         clear_records(tx, run.service)
 
 

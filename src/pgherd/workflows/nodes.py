@@ -21,6 +21,7 @@ from pgherd.sealing import seal
 from pgherd.settings import Settings
 from pgherd.spec import About, Admin, Desired, Job, NodeSpec, Pool, Tls
 from pgherd.store.db import Transaction
+from pgherd.workflows.origins import origin_for
 from pgherd.workflows.repositories import ensure_repository, repository_for
 from pgherd.workflows.run import Run
 
@@ -94,6 +95,8 @@ def ensure_specs(run: Run) -> None:
                     run.app, tx, run.service, PLANS[wish.plan], node["public_key"], told.get("repository")
                 ),
                 jobs=msgspec.convert(told.get("jobs", []), list[Job]),  # other operations' affair
+                origin=origin_for(run, tx, row, node),
+                keep_aside=bool(row["origin"] and row["origin"]["keep"]),
             )
             spec = msgspec.to_builtins(whole)
             del spec["generation"]

@@ -27,7 +27,20 @@ from psycopg.rows import DictRow, dict_row
 
 from pgherd.errors import Unavailable
 from pgherd.store.db import RECONNECT, Transaction
-from pgherd.workflows import access, adopt, backup, create, delete, maintenance, pools, power, update, verify
+from pgherd.workflows import (
+    access,
+    adopt,
+    backup,
+    create,
+    delete,
+    maintenance,
+    pools,
+    power,
+    restore,
+    undelete,
+    update,
+    verify,
+)
 from pgherd.workflows.app import App
 from pgherd.workflows.run import GiveBack, Run, Superseded, carry_out
 
@@ -44,6 +57,8 @@ WORKS: dict[str, Callable[[Run], None]] = {
     "power": power.carry_out,
     "maintenance": maintenance.carry_out,
     "verify": verify.carry_out,
+    "restore": restore.carry_out,
+    "undelete": undelete.carry_out,
 }
 
 HEARTBEAT = 5.0  # seconds between a worker's signs of life
