@@ -319,6 +319,12 @@ class TestFront:
         assert (nowhere.returncode, "XDG_CONFIG_HOME" in nowhere.stderr) == (1, True)
         keyless = shell.run("env", "--terraform", env=shell.env | {"EXOSCALE_API_ENDPOINT": "http://127.0.0.1:1/v2"})
         assert (keyless.returncode, "EXOSCALE_API_KEY" in keyless.stderr, keyless.stdout) == (1, True, "")
+        elsewhere = shell.config / "pgherd/terraform-front/front.json"
+        kept = elsewhere.read_text()
+        elsewhere.write_text(kept.replace(shell.instance.endpoint, "https://db.example.com/v2"))
+        mixed = shell.run("env", "--terraform")
+        assert (mixed.returncode, "db.example.com" in mixed.stderr, mixed.stdout) == (1, True, "")
+        elsewhere.write_text(kept)
         nothing = shell.run("terraform-front", "--", "no-such-program-anywhere")
         assert (nothing.returncode, "Cannot run no-such-program-anywhere" in nothing.stderr) == (2, True)
 

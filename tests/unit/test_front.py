@@ -70,9 +70,9 @@ def test_one_front_at_a_time_and_none_after_it(tmp_path: Path) -> None:
         place.running()
     place.ensure()
     token = place.token()
-    with place.announced("127.0.0.1:8451", "ch-gva-2", "db.example.com", token):
+    with place.announced("127.0.0.1:8451", "ch-gva-2", "https://db.example.com/v2", token):
         assert place.running() == {
-            "listen": "127.0.0.1:8451", "zone": "ch-gva-2", "host": "db.example.com", "token": token,
+            "listen": "127.0.0.1:8451", "zone": "ch-gva-2", "url": "https://db.example.com/v2", "token": token,
         }  # fmt: skip
         with pytest.raises(Conflict, match="runs already"), place.announced("", "", "", ""):
             pass
@@ -99,7 +99,7 @@ def test_the_proxy_behind_the_front(host: str, environ: dict[str, str], proxy: s
 
 
 def test_what_a_shell_gets(tmp_path: Path) -> None:
-    running = {"listen": "127.0.0.1:8451", "zone": "ch-gva-2", "host": "db.example.com", "token": "T"}
+    running = {"listen": "127.0.0.1:8451", "zone": "ch-gva-2", "url": "https://db.example.com/v2", "token": "T"}
     got = variables(tmp_path / "bundle.pem", running, ("K", "S"), {"no_proxy": "a.example,127.0.0.1"})
     assert got["EXOSCALE_API_ENDPOINT"] == "https://api-ch-gva-2.exoscale.com/v2"
     assert (got["EXOSCALE_API_KEY"], got["EXOSCALE_API_SECRET"]) == ("K", "S")

@@ -67,7 +67,7 @@ async def _foreground(front: Front, place: Place, host: str, port: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     listen = await _listen(front, host, port)
-    with place.announced(listen, front.target.zone, front.target.address[0], front.token):
+    with place.announced(listen, front.target.zone, front.target.url, front.token):
         for line in _READY.format(zone=front.target.zone, url=front.target.url).splitlines():
             screen.note(line)
         await ended.wait()
@@ -82,7 +82,7 @@ async def _command(front: Front, place: Place, known: Credentials, argv: list[st
     from pgherd.front.environment import variables
 
     target = front.target
-    running = {"listen": await _listen(front, host, port), "zone": target.zone, "host": target.address[0]}
+    running = {"listen": await _listen(front, host, port), "zone": target.zone, "url": target.url}
     added = variables(place.bundle, running | {"token": front.token}, (known.key, known.secret), os.environ)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, lambda: None)
@@ -121,7 +121,7 @@ def _address(listen: str) -> tuple[str, int]:
 def _credentials() -> Credentials:
     """As every command, but in a shell that is set up for the front the instance's own file counts."""
     known = credentials.find()
-    if known.host.endswith("exoscale.com"):
+    if f".{known.host}".endswith(".exoscale.com"):
         own = {name: value for name, value in os.environ.items() if name != credentials.VARIABLES[0]}
         try:
             file = credentials.find(own)

@@ -65,23 +65,23 @@ class Place:
         return known if isinstance(known, str) and len(known) >= 32 else secrets.token_urlsafe(24)
 
     @contextlib.contextmanager
-    def announced(self, listen: str, zone: str, host: str, token: str) -> Iterator[None]:
-        """While the front runs: tell where it is, its zone, and the host of its instance.
+    def announced(self, listen: str, zone: str, url: str, token: str) -> Iterator[None]:
+        """While the front runs: tell where it is, its zone, and the URL of its instance.
 
         Raises Conflict when another front of this user runs.
         """
         with self._held():
-            _write(self._state, json.dumps({"listen": listen, "zone": zone, "host": host, "token": token}))
+            _write(self._state, json.dumps({"listen": listen, "zone": zone, "url": url, "token": token}))
             yield
 
     def running(self) -> dict[str, str]:
-        """listen, zone, host and token of the front that runs. Raises Incorrect when none does."""
+        """listen, zone, url and token of the front that runs. Raises Incorrect when none does."""
         try:
             with self._held():
                 pass
         except Conflict:
             found = self._read()
-            if {"listen", "zone", "host", "token"} <= set(found):
+            if {"listen", "zone", "url", "token"} <= set(found):
                 return found
         except FileNotFoundError:
             pass

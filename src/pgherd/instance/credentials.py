@@ -79,6 +79,11 @@ def front_lines(path: Path, environ: Mapping[str, str]) -> str:
     else:
         found = read(path)
         key = found["key"], found["secret"]
+        if found["endpoint"] != running["url"]:
+            raise Incorrect(
+                f"The front that runs leads to {running['url']}, not to this machine's instance: set"
+                " EXOSCALE_API_ENDPOINT, EXOSCALE_API_KEY and EXOSCALE_API_SECRET here as where it was started."
+            )
     return _exports(variables(place.bundle, running, key, environ))
 
 
