@@ -136,7 +136,7 @@ def _spec(
         generation=0,
         node_name=node["name"],
         # A service that is stopped stays so: only the operations that stop and start it change that (`power`).
-        desired=(node["spec"] or {}).get("desired", "running"),
+        desired="stopped" if (node["spec"] or {}).get("desired") == "stopped" else "running",
         version=wish.version,
         port=row["first_port"],
         memory=memory(
