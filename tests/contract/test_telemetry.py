@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,7 +17,7 @@ import requests
 from exoscale.api.v2 import Client
 
 from tests.contract.conftest import Organization
-from tests.contract.processes import stopped
+from tests.contract.processes import metadata, stopped
 from tests.contract.test_sdk import refusal
 from tests.plugins.instance import Instance, until
 
@@ -243,3 +245,75 @@ def test_a_host_that_does_not_answer_is_told_of(instance: Instance, client: Clie
         assert said.startswith("The service's host does not answer now")
         assert client.get_dbaas_service_metrics(service_name=service)["metrics"]
     until(lambda: client.get_dbaas_service_logs(service_name=service)["logs"], 10, "it answers again")
+
+
+def test_the_command_line_shows_all_of_it(instance: Instance, service: str, tmp_path: Path) -> None:
+    word = uuid.uuid4().hex
+    say(instance, service, f"{word} 1", f"{word} 2")
+    follower = subprocess.Popen(
+        [str(instance.program), "service", "logs", service, "--follow", "-o", "json"], env=instance.env, text=True,
+        stdout=subprocess.PIPE, bufsize=1,
+    )  # fmt: skip
+    assert follower.stdout is not None
+    try:
+        seen: list[str] = []
+        for line in follower.stdout:
+            seen.append(json.loads(line)["message"])
+            if f"{word} 2" in seen[-1]:
+                say(instance, service, f"{word} 3")
+            if f"{word} 3" in seen[-1]:
+                break
+        assert [m[-1] for m in seen if word in m and "STATEMENT" not in m] == ["1", "2", "3"]
+    finally:
+        follower.terminate()
+        follower.wait(10)
+    shown = instance.run("service", "logs", service, "--limit", "20").stdout
+    assert f"{service}-1 postgresql: " in shown and f"{word} 3" in shown
+    oldest = instance.run("service", "logs", service, "--limit", "1", "--order", "asc").stdout
+    assert len(oldest.splitlines()) == 1 and word not in oldest
+    shown = instance.run("service", "metrics", service).stdout
+    assert shown.splitlines()[0].split() == ["METRIC", "LAST", "LEAST", "MOST", "COURSE"] and "Memory usage %" in shown
+    printed = tmp_path / "prometheus.yml"
+    authority = tmp_path / "ca.pem"
+    printed.write_text(instance.run("service", "prometheus", service, "--ca-file", str(authority)).stdout)
+    checked = subprocess.run(["promtool", "check", "config", str(printed)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_samples_get_coarser_and_take_no_more_room(instance: Instance, client: Client) -> None:
+    """The steps of two hours are made of samples as a host sends them, and made again they change nothing."""
+    name = instance.create()
+    node = metadata(instance, f"select n.id from node n join service s on s.id = n.service_id where s.name = '{name}'")
+    made = f"""
+      insert into sample (node_id, step, slot, at, measured)
+      select '{node}', 30, sample_slot(at, 30), at, array_fill(extract(epoch from at)::bigint % 300, array[26])::real[]
+        from generate_series(to_timestamp(floor(extract(epoch from now()) / 1800) * 1800 - 5400), now(), '30 s') at
+      on conflict (node_id, step, slot) do update set at = excluded.at, measured = excluded.measured"""
+    metadata(instance, made)
+    for _ in range(2):
+        for step, periods in ((300, 24), (1800, 8)):
+            metadata(instance, f"select roll_up_samples({step}, {periods})")
+    counted = "select count(*), min(measured[1]), max(measured[26]) from sample where node_id = '{}' and step = {}"
+    count, least, most = metadata(instance, counted.format(node, 300)).split("|")
+    assert 16 <= int(count) <= 30 and (float(least), float(most)) == (135.0, 135.0)
+    count, least, most = metadata(instance, counted.format(node, 1800)).split("|")
+    assert int(count) >= 2 and (float(least), float(most)) == (135.0, 135.0)
+    day = client.get_dbaas_service_metrics(service_name=name, period="day")["metrics"]["load_average"]["data"]["rows"]
+    assert day[0][1] == 135.0 and len(day) > 16
+    fill = f"""
+      insert into sample (node_id, step, slot, at, measured)
+      select '{node}', k.step, n, now() - make_interval(secs => k.step * n), array_fill(random()::real, array[26])
+        from sample_steps() k, generate_series(0, k.slots - 1) n
+      on conflict (node_id, step, slot) do update set at = excluded.at, measured = excluded.measured"""
+    metadata(instance, fill)
+    rows, size = metadata(
+        instance, f"select count(*), sum(pg_column_size(s.*)) from sample s where node_id = '{node}'"
+    ).split("|")
+    assert int(rows) == 1630 and int(size) < 400_000
+    sample = json.dumps([{"node_id": node, "at": "now", "measured": [1]}])
+    metadata(instance, f"select host_api.samples('{sample}')")  # by somebody who is no host
+    assert metadata(instance, f"select count(*) from sample where node_id = '{node}' and measured = '{{1}}'") == "0"
+    instance.delete(name)
+    until(
+        lambda: metadata(instance, f"select count(*) from sample where node_id = '{node}'") == "0", 20, "all is purged"
+    )

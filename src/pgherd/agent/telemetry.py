@@ -101,4 +101,4 @@ class Telemetry:
             return
         self._exporters[spec.node_id] = (None, now + _RETRY)
         run.ensure()
-        self._exporters[spec.node_id] = (wished, now + _RETRY)
+        self._exporters[spec.node_id] = (wished, now)

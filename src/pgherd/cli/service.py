@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pgherd.cli import describe, restores, screen
+from pgherd.cli import describe, restores, screen, telemetry
 from pgherd.cli.body import create_body, update_body
 from pgherd.cli.client import Api, connect
 from pgherd.cli.complete import plans, services, versions
@@ -250,6 +250,11 @@ def psql(
     from pgherd.cli.psql import start
 
     start(connect(), name, user, database, pool, arguments or [])
+
+
+app.command("logs")(telemetry.logs)
+app.command("metrics")(telemetry.metrics)
+app.command("prometheus")(telemetry.prometheus)
 
 
 def _send(api: Api, operation_id: str, name: str, body: dict[str, Any] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgherd.drivers import pgbouncer
+from pgherd.drivers import exporter, pgbouncer
 from pgherd.errors import PgherdError
 from pgherd.home import Home
 from pgherd.instance.accounts import accounts, ids
@@ -117,6 +117,16 @@ def pooler(settings: Settings) -> Iterator[Finding]:
     seen = f"{found.version} at {found.path} is older than {oldest}" if found else "not installed"
     todo = "Run `sudo sh install/pgbouncer.sh` in the checkout, or name a newer one in the setting pgbouncer."
     yield Finding("warning", "pgbouncer", f"{seen}; services cannot have connection pools", todo)
+
+
+def monitoring(settings: Settings) -> Iterator[Finding]:
+    """The exporter that tells Prometheus of services."""
+    found = exporter.program(settings.exporter)
+    if found is not None:
+        yield Finding("ok", "exporter", f"postgres_exporter {found.version} ({found.path})")
+        return
+    todo = f"{_INSTALL} Or name one in the setting exporter."
+    yield Finding("warning", "exporter", "not installed; services have no endpoint for Prometheus", todo)
 
 
 def _output(*argv: str) -> str:

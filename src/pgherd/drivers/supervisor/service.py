@@ -99,6 +99,7 @@ def render(directory: Path, logs: Path, service: Service, user: str | None, log_
     log = (
         "#!/bin/sh\n"
         f"exec <>{shlex.quote(str(directory / 'output'))} >/dev/null 2>&1\ncd /\n"
+        "export TZ=UTC0\n"  # whose time s6-log writes before each line
         f"exec flock --no-fork {shlex.quote(str(directory / 'log/lock'))} {logger}\n"
     )
     return {

@@ -1,0 +1,230 @@
+"""What an agent tells of a real node: logs when asked, samples by itself, and an exporter that comes back."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+import requests
+import urllib3
+
+from pgherd.agent import metering
+from pgherd.drivers import exporter, pgbouncer
+from pgherd.settings import Settings
+from pgherd.spec import NodeSpec, Pool
+from pgherd.telemetry import MEASURES, LogPosition, LogQuestion, LogUnit
+from tests.plugins import host as plugin
+from tests.plugins.host import PASSWORD, RunningHost, rooted, until
+
+pytestmark = pytest.mark.skipif(exporter.program("") is None, reason="needs postgres_exporter: install/debian.sh")
+_pooler = pgbouncer.program(Settings().pgbouncer)
+POOLS = [Pool("main", "defaultdb", "transaction", 5)] if _pooler is not None and _pooler.serves else []
+_batches = itertools.count(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def often() -> Iterator[None]:
+    """Samples come with every observation."""
+    usual = metering.EVERY, metering.SOON
+    metering.EVERY = metering.SOON = 0.5
+    yield
+    metering.EVERY, metering.SOON = usual
+
+
+class Told:
+    """A node with an exporter and, where there is PgBouncer, a pool."""
+
+    def __init__(self, host: RunningHost) -> None:
+        self.host = host
+        self.spec: NodeSpec = host.running(
+            max_connections=40, monitor=host.monitor(), pools=POOLS, memory_bytes=2 << 30, cpus=2
+        )
+        until(lambda: "pg_up 1" in self.scrape(), 30, self.scrape)
+
+    def scrape(self, password: str = PASSWORD) -> str:
+        """The metrics, or the status of the refusal; empty when nobody answers."""
+        urllib3.disable_warnings()
+        try:
+            url = f"https://127.0.0.1:{self.spec.port + 3}/metrics"
+            answer = requests.get(url, auth=("prometheus", password), verify=False, timeout=20)  # noqa: S501
+        except requests.RequestException:
+            return ""
+        return answer.text if answer.status_code == 200 else str(answer.status_code)
+
+    def ask(self, **more: Any) -> dict[str, LogUnit]:
+        given: dict[str, Any] = {"limit": 200, "ascending": False} | more
+        question = LogQuestion(str(next(_batches)), self.spec.node_id, **given)
+        self.host.link.asked.append(question)
+        self.host.link.wake()
+        until(lambda: question.batch in self.host.link.answers, 10)
+        return {unit.unit: unit for unit in self.host.link.answers[question.batch]}
+
+    def last(self) -> dict[str, float | None]:
+        """The newest sample that is not there yet."""
+        count = len(self.host.link.sampled)
+        own = lambda: [s for s in self.host.link.sampled[count:] if s.node_id == self.spec.node_id]  # noqa: E731
+        until(lambda: len(own()) > 1, 20)
+        return dict(zip(MEASURES, own()[-1].measured, strict=True))
+
+    @property
+    def pid(self) -> int:
+        return int((self.host.home / "s6" / f"export-{self.spec.node_id}" / "holder").read_text())
+
+
+@pytest.fixture(scope="module")
+def told(host: RunningHost, often: None) -> Told:
+    return Told(host)
+
+
+def test_a_killed_exporter_comes_back_and_hurts_nobody(told: Told) -> None:
+    pid, postmaster = told.pid, told.host.postmaster(told.spec)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: told.pid != pid and "pg_up 1" in told.scrape(), 20)
+    os.kill(postmaster, signal.SIGKILL)
+    until(lambda: told.host.postmaster(told.spec) != postmaster and "pg_up 1" in told.scrape(), 30)
+    assert told.scrape("wrong") == "401" and told.scrape("") == "401"
+
+
+@rooted
+def test_it_is_the_services_own_process_without_a_secret_in_sight(told: Told) -> None:
+    account = told.host.account(told.spec)
+    assert os.stat(f"/proc/{told.pid}").st_uid == account.uid
+    for name in ("cmdline", "environ"):
+        shown = Path(f"/proc/{told.pid}/{name}").read_bytes().decode()
+        assert PASSWORD not in shown and "$2b$" not in shown
+    config = told.host.directory(told.spec) / "config"
+    for name in exporter.FILES:
+        status = (config / name).stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, account.gid, 0o640)
+
+
+def test_it_logs_in_as_a_role_that_only_looks(told: Told) -> None:
+    def psql(script: str, database: str = "postgres") -> subprocess.CompletedProcess[str]:
+        directory, account = told.host.directory(told.spec), told.host.account(told.spec)
+        argv = [str(told.host.agent.programs["15"].bin / "psql"), "-XqAtw", "-h", str(directory / "run")]
+        argv += ["-p", str(told.spec.port), "-U", exporter.ROLE, "-d", database, "-c", script]
+        who = {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
+        return subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", **who)  # type: ignore[call-overload,no-any-return]
+
+    assert psql("SELECT session_user || current_user").stdout.strip() == "pgherd_monitor" * 2
+    for script in (
+        "SELECT rolpassword FROM pg_authid", "SELECT pg_read_file('/etc/passwd')", "COPY (SELECT 1) TO PROGRAM 'id'",
+        "SET ROLE postgres", "SET SESSION AUTHORIZATION postgres", "CREATE TABLE public.t ()", "ALTER SYSTEM RESET ALL",
+        "CREATE SCHEMA x", "CREATE ROLE x", "SELECT lo_import('/etc/passwd')",
+        "BEGIN READ WRITE; CREATE TABLE pgherd_monitor.t ()",
+    ):  # fmt: skip
+        assert psql(script).returncode != 0, script
+    assert psql("SELECT 1", "defaultdb").returncode != 0
+    assert exporter.ROLE not in {role.name for role in told.host.link.statuses[told.spec.node_id].users}
+    for role in (exporter.ROLE, "postgres"):
+        with pytest.raises(psycopg.OperationalError):
+            told.host.connect(told.spec, user=role, password="").close()
+
+
+def test_what_a_tenant_makes_of_the_role_is_taken_back(told: Told) -> None:
+    """Up to 15 an admin with CREATEROLE reaches it."""
+    with told.host.connect(told.spec) as connection:
+        connection.execute("GRANT pgherd_monitor TO avnadmin")
+        connection.execute("ALTER ROLE pgherd_monitor PASSWORD 'mine-now-then' NOLOGIN CONNECTION LIMIT 0")
+        connection.execute("ALTER ROLE pgherd_monitor SET search_path = public")
+        connection.execute("SET ROLE pgherd_monitor")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT rolpassword FROM pg_authid")
+    is_back = f"SELECT {exporter.is_prepared()}"
+    until(lambda: told.host.sql(told.spec, is_back).strip() == "t", 20)
+    with pytest.raises(psycopg.OperationalError):
+        told.host.connect(told.spec, user=exporter.ROLE, password="mine-now-then").close()
+    until(lambda: "pg_up 1" in told.scrape(), 20)
+
+
+def test_samples_say_what_is_going_on(told: Told) -> None:
+    with told.host.connect(told.spec) as busy, told.host.connect(told.spec) as idle:
+        idle.execute("BEGIN")
+        idle.execute("SELECT 1")
+        busy.execute("CREATE TABLE work AS SELECT generate_series(1, 200000) AS n")
+        sample = told.last()
+        busy.execute("DO $$ BEGIN FOR n IN 1..60 LOOP PERFORM count(*) FROM work; COMMIT; END LOOP; END $$")
+        later = told.last()
+        busy.execute("DROP TABLE work")
+    assert sample["connections"] == 2 and sample["connections_idle_in_transaction"] == 1
+    assert sample["mem_usage"] and 0.1 < sample["mem_usage"] < 50
+    assert sample["disk_usage"] and sample["disk_bytes"] and sample["disk_bytes"] > 1 << 20
+    assert later["oldest_transaction"] is not None and later["oldest_transaction"] > 0.5
+    assert all(value is None or value >= 0 for value in later.values())
+    if POOLS:
+        assert later["pool_clients"] is not None
+    assert told.host.sql(told.spec, "SELECT 1").strip() == "1"
+
+
+def test_a_cluster_that_lies_about_its_counters_runs_all_the_same(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    for lie in ("'{}'::json", "'\"1e999\"'::json", "no_such_function()"):
+        monkeypatch.setattr("pgherd.drivers.statistics.asking", lambda monitor, lie=lie: f"(SELECT {lie})")
+        count = len(told.host.link.history)
+        until(lambda count=count: len(told.host.link.history) > count + 1, 20)
+        assert told.host.link.statuses[told.spec.node_id].state == "running"
+
+
+def test_both_servers_lines_come_and_no_others(told: Told) -> None:
+    other = told.host.running()
+    with told.host.connect(other) as connection, pytest.raises(psycopg.errors.UndefinedTable):
+        connection.execute("SELECT * FROM somebody_elses")
+    with told.host.connect(told.spec) as connection, pytest.raises(psycopg.errors.UndefinedTable):
+        connection.execute("SELECT * FROM our_own")
+    units = until(lambda: (u := told.ask()) and "our_own" in u["postgresql"].entries[1].message and u, 10)
+    text = "".join(entry.message for unit in units.values() for entry in unit.entries)
+    assert "somebody_elses" not in text and "ready to accept connections" in text
+    assert str(told.host.home) not in text
+    if POOLS:
+        assert any("process up" in entry.message for entry in units["pgbouncer"].entries)
+    told.host.link.wish(msgspec.structs.replace(other, generation=2, desired="absent"))
+
+
+def test_a_name_with_line_breaks_forges_no_line(told: Told) -> None:
+    forged = "x\nFATAL:  all is lost\n\x1b[2J"
+    before = told.ask(limit=1)["postgresql"].position
+    with pytest.raises(psycopg.OperationalError):
+        told.host.connect(told.spec, user=forged).close()
+    entries = until(lambda: told.ask(ascending=True, positions={"postgresql": before})["postgresql"].entries, 10)
+    assert not [e for e in entries if e.message.startswith(("FATAL:  all is lost", "\x1b"))]
+    assert all("\x1b" not in e.message for e in entries)
+    assert any("\n\tFATAL:  all is lost" in e.message for e in entries)
+
+
+def test_a_question_about_an_unknown_node_is_answered_with_nothing(told: Told) -> None:
+    for node in ("../agent", "nobody", "agent"):
+        question = LogQuestion(str(next(_batches)), node, 5, True, {"postgresql": LogPosition("", 0)})
+        told.host.link.asked.append(question)
+        told.host.link.wake()
+        assert until(lambda q=question: q.batch in told.host.link.answers, 10)
+        assert told.host.link.answers[question.batch] == []
+
+
+def test_a_renewed_certificate_and_another_password_count_without_a_restart(told: Told) -> None:
+    pid = told.pid
+    told.spec = told.host.change(told.spec, monitor=told.host.monitor("another-one"))
+    told.host.until_in_force(told.spec)
+    until(lambda: "pg_up 1" in told.scrape("another-one"), 20)
+    assert told.scrape() == "401" and told.pid == pid
+    argv = ["openssl", "s_client", "-connect", f"127.0.0.1:{told.spec.port + 3}"]
+    served = subprocess.run(argv, input="", capture_output=True, text=True, check=False).stdout
+    assert "".join(told.spec.tls.certificate.split("-----")[2].split()) in "".join(served.split())
+
+
+def test_it_ends_with_its_node(told: Told) -> None:
+    stopped = told.host.change(told.spec, desired="stopped")
+    told.host.until_in_force(stopped, 60)
+    assert told.scrape("another-one") == ""
+    told.spec = told.host.change(stopped, desired="running")
+    told.host.until_in_force(told.spec)
+    until(lambda: "pg_up 1" in told.scrape("another-one"), 30)
+    told.host.until_in_force(told.host.change(told.spec, desired="absent"), 60)
+    assert told.scrape("another-one") == "" and f"export-{told.spec.node_id}" not in told.host.agent.supervisor.names()
+    assert plugin.until(lambda: not (told.host.home / "log" / f"export-{told.spec.node_id}").exists(), 5)
