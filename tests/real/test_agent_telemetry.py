@@ -164,6 +164,24 @@ def test_samples_say_what_is_going_on(told: Told) -> None:
     assert told.host.sql(told.spec, "SELECT 1").strip() == "1"
 
 
+@rooted
+def test_bytes_to_and_from_the_ports_are_counted(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgherd.drivers.traffic._FRESH", 0.2)
+    place, count = MEASURES.index("net_send"), len(told.host.link.sampled)
+
+    def rates() -> list[float]:
+        found = [s.measured[place] for s in told.host.link.sampled[count:] if s.node_id == told.spec.node_id]
+        return [rate for rate in found if rate is not None]
+
+    if not told.host.agent.telemetry._meters.counters._able:
+        pytest.skip("this machine has no nft")
+    until(rates, 20)
+    with told.host.connect(told.spec) as connection:
+        for _ in range(5):
+            connection.execute("SELECT repeat('x', 2000000)").fetchall()
+        until(lambda: max(rates()) > 1_000_000, 20, lambda: str(rates()))
+
+
 def test_a_cluster_that_lies_about_its_counters_runs_all_the_same(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     for lie in ("'{}'::json", "'\"1e999\"'::json", "no_such_function()"):
         monkeypatch.setattr("pgherd.drivers.statistics.asking", lambda monitor, lie=lie: f"(SELECT {lie})")

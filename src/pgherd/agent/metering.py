@@ -15,6 +15,7 @@ from pgherd.agent import pooling, report
 from pgherd.agent.converge import Convergence, Host, service_name
 from pgherd.drivers import config_files, exporter, pgbouncer, usage
 from pgherd.drivers.statistics import Statistics
+from pgherd.drivers.traffic import Counters, Traffic
 from pgherd.drivers.usage import Usage
 from pgherd.spec import NodeSpec
 from pgherd.telemetry import MEASURES, Sample
@@ -36,6 +37,8 @@ class _Meter:
     usage: Usage | None = None
     statistics: Statistics | None = None
     load: float = 0.0
+    traffic: Traffic | None = None
+    port: int = 0
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Meters:
     """All nodes of a host."""
 
     host: Host
+    counters: Counters
     _meters: dict[str, _Meter] = field(default_factory=dict)
     _unsent: deque[tuple[float, Sample]] = field(default_factory=lambda: deque(maxlen=_MOST_UNSENT))
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -59,6 +63,8 @@ class Meters:
         groups = self.host.limits.groups(spec.node_id)
         used = usage.usage(groups, () if groups else usage.descendants(self._mains(spec)))
         pooled = _pooled(convergence)
+        meter.port = spec.port
+        traffic = self.counters.of(spec.port, [m.port for m in list(self._meters.values()) if m.port])
         elapsed = now - meter.at if meter.at else 0.0
         if used is not None:
             meter.load += (1 - math.exp(-(elapsed or EVERY) / _LOAD_OVER)) * (used.running - meter.load)
@@ -68,7 +74,8 @@ class Meters:
             "pool_clients": _sum(pooled, "cl_active", "cl_waiting"),
             "pool_waiting": _sum(pooled, "cl_waiting"),
         }
-        meter.at, meter.usage, meter.statistics = now, used, counted
+        values |= _network(traffic, meter.traffic)
+        meter.at, meter.usage, meter.statistics, meter.traffic = now, used, counted, traffic
         sample = Sample(spec.node_id, report.now(), [values.get(name) for name in MEASURES])
         with self._lock:
             self._unsent.append((now, sample))
@@ -142,6 +149,15 @@ def _measured(
         "wal_retained": counted.wal_retained,
         "oldest_transaction": counted.oldest_transaction,
     }
+
+
+def _network(now: Traffic | None, before: Traffic | None) -> dict[str, float | None]:
+    """The rates of bytes to and from the node's ports."""
+    if now is None or before is None or now.at <= before.at or now.received < before.received or now.sent < before.sent:
+        return {}
+    elapsed = now.at - before.at
+    received, sent = now.received - before.received, now.sent - before.sent
+    return {"net_receive": received / elapsed, "net_send": sent / elapsed}
 
 
 def _told(

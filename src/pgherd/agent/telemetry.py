@@ -18,6 +18,7 @@ from pgherd.agent.logs import Answers
 from pgherd.agent.metering import Meters
 from pgherd.drivers import exporter, postgres, statistics
 from pgherd.drivers.postgres import Observation, SqlRefused
+from pgherd.drivers.traffic import Counters
 from pgherd.errors import PgherdError
 
 log = logging.getLogger("pgherd.agent")
@@ -32,7 +33,7 @@ class Telemetry:
     def __init__(self, host: Host, program: exporter.Program | None, knows: Callable[[str], bool], link: Link) -> None:
         self._host, self._program, self._link = host, program, link
         self._answers = Answers(host.home, knows, link.wake)
-        self._meters = Meters(host)
+        self._meters = Meters(host, Counters(host.home.root))
         self._send_at = 0.0
         self._exporters: dict[str, tuple[object, float]] = {}  # node -> what is in force, and when to look again
 

@@ -120,10 +120,10 @@ class Firewall:
             log.error("The firewall: %s", error)
 
     def remove(self) -> None:
-        """Remove the table, whoever wrote it; nothing happens when there is none."""
+        """Remove the table and that of `traffic`, whoever wrote them; nothing happens when there is none."""
         if os.geteuid() == 0 and shutil.which("nft", path=_PATH):
             with self._writing:
-                _nft(render(self.table, [], self._reserved), "-f", "-")
+                _nft(_without(self.table), "-f", "-")
                 (_NOTES / self.table).unlink(missing_ok=True)
 
     def ports(self) -> set[int]:
@@ -160,7 +160,7 @@ class Firewall:
         for note in _NOTES.iterdir():
             if _TABLE.fullmatch(note.name) and not os.path.exists(note.read_text()):
                 log.info("The instance of table %s is gone; so is the table", note.name)
-                _nft(render(note.name, [], ()), "-f", "-")
+                _nft(_without(note.name), "-f", "-")
                 note.unlink()
 
     def _probe(self) -> None:
@@ -272,6 +272,12 @@ def render(table: str, doors: Iterable[Door], reserved: Iterable[tuple[int, int]
 }}
 """
     )
+
+
+def _without(table: str) -> str:
+    """The transaction after which neither the table is there nor the one that counts the same ports' traffic."""
+    both = (table, table.replace("pgherd_", "pgherd_traffic_"))
+    return "".join(f"add table inet {name}\ndelete table inet {name}\n" for name in both)
 
 
 def _apart(doors: Iterable[Door]) -> list[Door]:
