@@ -16,7 +16,7 @@ import pytest
 import requests
 import urllib3
 
-from pgherd.agent import metering
+from pgherd.agent import metering, telemetry
 from pgherd.drivers import exporter, pgbouncer
 from pgherd.settings import Settings
 from pgherd.spec import NodeSpec, Pool
@@ -33,10 +33,10 @@ _batches = itertools.count(1)
 @pytest.fixture(scope="module", autouse=True)
 def often() -> Iterator[None]:
     """Samples come with every observation."""
-    usual = metering.EVERY, metering.SOON
-    metering.EVERY = metering.SOON = 0.5
+    usual = metering.EVERY, metering.SOON, telemetry._SEND_EVERY
+    metering.EVERY = metering.SOON = telemetry._SEND_EVERY = 0.5
     yield
-    metering.EVERY, metering.SOON = usual
+    metering.EVERY, metering.SOON, telemetry._SEND_EVERY = usual
 
 
 class Told:

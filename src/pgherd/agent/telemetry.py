@@ -5,9 +5,10 @@ Nothing here may hold up or change a node: what fails is logged and tried again 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from pgherd.agent import report
@@ -75,17 +76,22 @@ class Telemetry:
 
     def observed(self, convergence: Convergence, seen: Observation, disk_used: int) -> None:
         """A node that runs was observed: sample it, and look after its exporter. Never fails."""
-        spec = convergence.spec
-        try:
-            prepared = True
+        prepared = True
+        with self._logged(convergence, "its sample"):
             if bytes(seen.more) != b"null":
                 counted = statistics.parse(bytes(seen.more))
                 prepared = counted.monitor
                 self._meters.take(convergence, counted, disk_used)
+        with self._logged(convergence, "its exporter"):
             self._ensure_exporter(convergence, prepared)
+
+    @contextlib.contextmanager
+    def _logged(self, convergence: Convergence, what: str) -> Iterator[None]:
+        try:
+            yield
         except (PgherdError, OSError) as error:
-            log.warning("node %s: telemetry: %s", spec.node_id, report.describe(error, self._host.home.root))
-            self._exporters[spec.node_id] = (None, time.monotonic() + _RETRY)
+            why = report.describe(error, self._host.home.root)
+            log.warning("node %s: %s: %s", convergence.spec.node_id, what, why)
 
     def _ensure_exporter(self, convergence: Convergence, prepared: bool) -> None:
         spec, now = convergence.spec, time.monotonic()
