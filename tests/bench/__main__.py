@@ -8,6 +8,7 @@ import platform
 import signal
 import statistics
 import subprocess
+import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ import requests
 
 from tests.bench.floor import Floor
 from tests.bench.load import closed_loop, open_loop
-from tests.bench.pools import measure_pool
+from tests.bench.pools import GATE, measure_pool
 from tests.bench.settings import measure_update
 from tests.plugins.instance import Instance, running_instance, until
 
@@ -161,7 +162,8 @@ def main() -> None:
         rows = measure_memory(instance)
         rows += measure_reads(instance, chosen.seconds)
         rows += measure_update(instance, chosen.runs)
-        rows += measure_pool(instance, int(chosen.seconds * 3))
+        pooled, ratio = measure_pool(instance, int(chosen.seconds * 3))
+        rows += pooled
         rows += measure_creates(instance, chosen.runs)
     version = subprocess.run(["/usr/lib/postgresql/15/bin/postgres", "--version"], capture_output=True, text=True)
     processor = next(
@@ -179,6 +181,8 @@ def main() -> None:
     text += "".join(f"| {what} | {values} |\n" for what, values in rows)
     REPORT.write_text(text)
     print(text)
+    if ratio < GATE:
+        sys.exit(f"The pool does {ratio:.2f} of a PgBouncer by hand; at least {GATE} is asked for.")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -14,15 +13,17 @@ from pathlib import Path
 
 import psycopg
 
+from pgherd.drivers.limits import Limits
 from tests.plugins.instance import Instance, free_port, until
 
 PGBOUNCER = "/usr/local/lib/pgherd/pgbouncer/bin/pgbouncer"
 PGBENCH = "/usr/lib/postgresql/15/bin/pgbench"
 CLIENTS, SIZE = 200, 10
+GATE = 0.95  # of what the one by hand does in the same run
 
 
-def measure_pool(instance: Instance, seconds: int) -> list[tuple[str, str]]:
-    """Transactions per second of both, alternating twice; every run must end without an error."""
+def measure_pool(instance: Instance, seconds: int) -> tuple[list[tuple[str, str]], float]:
+    """Transactions per second of both, alternating three times, and the ratio of the best; every run must end without an error."""
     name, client = instance.create(plan="startup-4"), instance.client()
     admin = client.reveal_dbaas_postgres_user_password(service_name=name, username="avnadmin")["password"]
     opened = client.create_dbaas_pg_connection_pool(
@@ -35,13 +36,14 @@ def measure_pool(instance: Instance, seconds: int) -> list[tuple[str, str]]:
     subprocess.run([PGBENCH, "-i", "-q", "-s", "10", "defaultdb"], env=environment, check=True, capture_output=True)
     ours: list[float] = []
     hand: list[float] = []
-    with _by_hand(instance.home, params["host"], int(params["port"]), admin) as port:
-        for _ in range(2):
+    with _by_hand(instance.home, int(params["port"]), admin) as port:
+        for _ in range(3):
             ours.append(_pgbench({**environment, "PGPORT": str(int(params["port"]) + 1)}, "bench", seconds))
             hand.append(_pgbench({**environment, "PGPORT": str(port)}, "bench", seconds))
     instance.delete(name)
     what = f"pgbench, {CLIENTS} clients through a transaction pool of {SIZE}, prepared statements, TLS"
-    return [(what, f"{max(ours):.0f} tps | {max(hand):.0f} tps | {max(ours) / max(hand):.2f}")]
+    ratio = max(ours) / max(hand)
+    return [(what, f"{max(ours):.0f} tps | {max(hand):.0f} tps | {ratio:.2f} (at least {GATE})")], ratio
 
 
 def _pgbench(environment: dict[str, str], pool: str, seconds: int) -> float:
@@ -57,29 +59,35 @@ def _pgbench(environment: dict[str, str], pool: str, seconds: int) -> float:
 
 
 @contextlib.contextmanager
-def _by_hand(home: Path, host: str, port: int, password: str) -> Iterator[int]:
-    """The shortest configuration that does the same: TLS and SCRAM for clients, a pool of ten to the same server."""
+def _by_hand(home: Path, port: int, password: str) -> Iterator[int]:
+    """The shortest configuration that does the same: TLS and SCRAM for clients, a pool of ten over the same socket.
+
+    As the service's OS user, whom alone the socket is open to, and in its control groups: it is the configuration
+    that is compared, not what a neighbour may take from the service.
+    """
     root, listen = Path(tempfile.mkdtemp(prefix="pgherd-floor-")), free_port()
-    account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    node = next((home / "nodes").iterdir()) / "config"
+    (node,) = (found for found in (home / "nodes").iterdir() if (found / "run" / f".s.PGSQL.{port}").exists())
+    account = (node / "run").stat()
     for file in ("server.crt", "server.key"):
-        shutil.copy(node / file, root / file)
+        shutil.copy(node / "config" / file, root / file)
     (root / "users.txt").write_text(f'"avnadmin" "{password}"\n')
     (root / "pgbouncer.ini").write_text(
-        f"[databases]\nbench = host={host} port={port} dbname=defaultdb user=avnadmin\n[pgbouncer]\n"
+        f"[databases]\nbench = host={node / 'run'} port={port} dbname=defaultdb user=avnadmin\n[pgbouncer]\n"
         f"listen_addr = 127.0.0.1\nlisten_port = {listen}\nauth_type = scram-sha-256\nauth_file = {root}/users.txt\n"
         f"pool_mode = transaction\ndefault_pool_size = {SIZE}\nmax_client_conn = 1000\nmax_prepared_statements = 100\n"
         f"client_tls_sslmode = require\nclient_tls_cert_file = {root}/server.crt\n"
-        f"client_tls_key_file = {root}/server.key\nserver_tls_sslmode = require\nunix_socket_dir =\n"
+        f"client_tls_key_file = {root}/server.key\nserver_tls_sslmode = disable\nunix_socket_dir =\n"
     )
-    identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+    identity = {"user": account.st_uid, "group": account.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
     for path in (root, *root.iterdir()):
         path.chmod(0o700 if path.is_dir() else 0o600)
         if identity:
-            os.chown(path, account.pw_uid, account.pw_gid)
+            os.chown(path, account.st_uid, account.st_gid)
     process = subprocess.Popen(  # type: ignore[call-overload]
         [PGBOUNCER, str(root / "pgbouncer.ini")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **identity
     )
+    for group in Limits(home).groups(node.name):
+        (group / "cgroup.procs").write_text(str(process.pid))
     try:
         until(lambda: _answers(listen, password), 10, "the PgBouncer by hand answers")
         yield listen
