@@ -23,7 +23,7 @@ GATE = 0.95  # of what the one by hand does in the same run
 
 
 def measure_pool(instance: Instance, seconds: int) -> tuple[list[tuple[str, str]], float]:
-    """Transactions per second of both, alternating three times, and the ratio of the best; every run must end without an error."""
+    """Transactions per second of both, three runs each in turn, and the ratio of the best; no run may have an error."""
     name, client = instance.create(plan="startup-4"), instance.client()
     admin = client.reveal_dbaas_postgres_user_password(service_name=name, username="avnadmin")["password"]
     opened = client.create_dbaas_pg_connection_pool(
