@@ -4,7 +4,8 @@
 # told to use those. Nothing else changes: no package of that release is installed, its source is no source of this
 # system's apt, no daemon is started. A prefix that was made of the same packages is left as it is; one made anew is
 # renamed into place when it is whole. PREFIX/bin has the programs, PREFIX/packages says what was unpacked.
-# ASIDE_THEN, a command, is run in the new tree before that. Says why on stderr and fails when it cannot be had.
+# With ASIDE_AGAIN it is made anew even so, of what the release has now. ASIDE_THEN, a command, is run in the new tree before
+# it is renamed. Says why on stderr and fails when it cannot be had.
 set -eu
 umask 022
 
@@ -21,7 +22,7 @@ fail() {
 }
 
 present() {
-    [ "$(head -1 "$prefix/packages" 2>/dev/null)" = "$wanted" ]
+    [ -z "${ASIDE_AGAIN:-}" ] && [ "$(head -1 "$prefix/packages" 2>/dev/null)" = "$wanted" ]
 }
 
 if present; then exit 0; fi

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Have these majors of PostgreSQL on this host: `sh install/postgresql.sh 17 18`. One that the system has, or that
 # PGHERD_POSTGRES_BINDIRS names, is left as it is. Any other comes beside the system's packages (install/aside.sh) from a
-# Debian release that has it, with the extensions that services use. After `pgherd restart` the agent offers it.
+# Debian release that has it, with the extensions that services use; with --again before them, also one that is there, in
+# the release's newest minor. After `pgherd restart` the agent offers it.
 set -eu
 
 here=$(cd "${0%/*}" && pwd)
@@ -12,6 +13,10 @@ fail() {
     exit 1
 }
 
+if [ "${1:-}" = --again ]; then
+    export ASIDE_AGAIN=1
+    shift
+fi
 for major in "$@"; do
     case ",${PGHERD_POSTGRES_BINDIRS:-}" in *",$major="*) continue ;; esac
     programs=usr/lib/postgresql/$major
@@ -24,7 +29,7 @@ for major in "$@"; do
     esac
     prefix=$place/postgresql-$major
     if [ "$(id -u)" != 0 ]; then
-        [ ! -x "$prefix/$programs/bin/postgres" ] || continue
+        if [ -z "${ASIDE_AGAIN:-}" ] && [ -x "$prefix/$programs/bin/postgres" ]; then continue; fi
         fail "an administrator installs PostgreSQL $major with:  sudo sh install/postgresql.sh $major"
     fi
     export ASIDE_THEN="

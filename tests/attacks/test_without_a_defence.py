@@ -124,7 +124,7 @@ def test_with_a_longer_list_of_extensions_a_tenant_gets_one_that_reads_raw_pages
     fort: Fort, rendered_anew: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fort.refused("avnadmin", "CREATE EXTENSION pageinspect")
-    monkeypatch.setattr(extensions, "allow_list", lambda found: '"pageinspect"')
+    monkeypatch.setattr(extensions, "allow_list", lambda found, without: '"pageinspect"')
     rendered_anew()
     assert fort.tries("avnadmin", "CREATE EXTENSION pageinspect") == [None]
     fort.superuser("DROP EXTENSION pageinspect", "defaultdb")

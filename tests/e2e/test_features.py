@@ -63,3 +63,21 @@ def test_what_only_several_nodes_can_do_is_refused_on_one(instance: Instance) ->
     shown = instance.client().get_dbaas_service_pg(name=name)
     assert (shown["synchronous-replication"], shown["pglookout-settings"]) == ("off", lag)
     instance.delete(name)
+
+
+def test_settings_with_which_postgresql_does_not_start_are_taken_back(instance: Instance) -> None:
+    """Only a start shows that slots would not fit any more."""
+    name = instance.create(version="18", pg_settings={"jit": False})
+    client = instance.client()
+    client.update_dbaas_postgres_allow_replication(service_name=name, username="avnadmin", allow_replication=True)
+    for number in range(9):
+        instance.sql(name, f"select pg_create_logical_replication_slot('s{number}', 'pgoutput')")
+    done = instance.finished(
+        client.update_dbaas_service_pg(name=name, pg_settings={"max_replication_slots": 8, "log_temp_files": 9}), 120
+    )
+    assert (done["state"], done["reason"]) == ("failure", "conflict")
+    assert "too many replication slots active before shutdown" in done["message"]
+    assert client.get_dbaas_service_pg(name=name)["pg-settings"] == {"jit": False}
+    shown = "select current_setting('max_replication_slots'), current_setting('log_temp_files'), current_setting('jit')"
+    assert instance.sql(name, shown) == [("20", "-1", "off")]
+    instance.delete(name)
