@@ -165,8 +165,8 @@ ELSEWHERE = {
     "maintenance": "maintenance_dow",
     "integrations": None,
     "migration": None,
-    "fork-from-service": None,
-    "recovery-backup-time": None,
+    "fork-from-service": "fork_from",
+    "recovery-backup-time": "to",
 }
 
 
