@@ -43,6 +43,7 @@ def run(
     from pgherd.front.place import Place
     from pgherd.front.proxy import Front, Target
 
+    host, port = _address(listen or ("127.0.0.1:0" if command else _LISTEN))
     known = _credentials()
     place = Place(os.environ)
     try:
@@ -53,7 +54,6 @@ def run(
         raise CliError(Exit.FAILED, f"Cannot keep the front's certificates in {place.path}: {why}.", hint) from None
     target = Target(known.url, _zone(known), str(place.bundle))
     front = Front(target, ca, place.token(), dict(os.environ), screen.note)
-    host, port = _address(listen or ("127.0.0.1:0" if command else _LISTEN))
     work = _command(front, place, known, command, host, port) if command else _foreground(front, place, host, port)
     raise typer.Exit(asyncio.run(work))
 
