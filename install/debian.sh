@@ -16,6 +16,7 @@ for_tests=${1:-}
 missing_packages() {
     # promtool, which checks the form of what a service tells Prometheus.
     [ "$for_tests" != tests ] || command -v promtool >/dev/null 2>&1 || echo prometheus
+    [ "$for_tests" != tests ] || [ -x /sbin/mkfs.xfs ] || echo xfsprogs
     command -v s6-svscan >/dev/null 2>&1 || echo s6
     command -v execlineb >/dev/null 2>&1 || echo execline
     command -v flock >/dev/null 2>&1 || echo util-linux

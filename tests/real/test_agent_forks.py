@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -112,6 +113,15 @@ class History:
         self.host.until_in_force(self.node)
         until(lambda: datetime.now(UTC).timestamp() > datetime.fromisoformat(status.jobs[0].ended_at).timestamp() + 1)
 
+    @property
+    def repository(self) -> Path:
+        """Where its backups are."""
+        return self.host.home / "backups" / self.node.service_id / "repo"
+
+    def backups(self) -> list[str]:
+        """The names of its backups."""
+        return [path.name for path in (self.repository / "backup" / "main").iterdir()]
+
     def rows(self, node: NodeSpec | None = None) -> list[int]:
         """What a node holds now."""
         with self.host.connect(node or self.node) as connection:
@@ -154,6 +164,22 @@ def test_a_fork_has_exactly_what_was_committed_by_then(host: RunningHost, histor
         host.until_in_force(spec, 90)
         assert history.rows(spec) == rows
         host.change(spec, desired="absent")
+
+
+def test_a_corrupt_newest_backup_is_passed_over(host: RunningHost, history: History) -> None:
+    history.back_up()
+    rows = history.rows()
+    newest = max(name for name in history.backups() if name.endswith("F"))
+    files = list((history.repository / "backup" / "main" / newest).rglob("*"))
+    for file in files:
+        if file.is_file() and "manifest" not in file.name:
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 0xFF
+            file.write_bytes(content)
+    spec = history.fork()
+    host.until_in_force(spec, 120)
+    assert history.rows(spec) == rows
+    host.change(spec, desired="absent")
 
 
 def test_a_time_that_cannot_be_had_is_refused_with_the_window(host: RunningHost, history: History) -> None:

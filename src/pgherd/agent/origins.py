@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from pgherd import failpoints
 from pgherd.agent.makings import Making
 from pgherd.agent.repositories import Repositories
 from pgherd.drivers import live_copy, pgbackrest, postgres, recovery
@@ -81,6 +82,9 @@ class Maker:
         """Let `made-<id>` be there. Raises Impossible, or HostFault when trying again may help."""
         if not _ID.fullmatch(self.origin.id):
             raise HostFault("An origin's id is not acceptable.")
+        # An agent that died after the last step has left what it made, but no word of it.
+        taken_back = '[ ! -d "$1" ] || { rm -rf "$2" && mv -T "$1" "$2"; }'
+        self._shell(taken_back, self.data / f"made-{self.origin.id}", self.aside)
         made = self._undone() if self.origin.undo else self._copied() or self._restored()
         self._shell('mv -T "$1" "$2" && sync "$3"', self.aside, self.data / f"made-{self.origin.id}", self.data)
         return made
@@ -104,6 +108,7 @@ class Maker:
             if self.repository is None:
                 raise
             return None
+        failpoints.passing("origin copied")
         self._recover(self.aside, [], "", "latest", signal=False)
         return Made()
 
@@ -145,17 +150,21 @@ class Maker:
 
     def _attempt(self, backup: Backup, target: str, timeline: int) -> Recovered:
         self.making.step = f"restores backup {backup.name}"
-        self._ensure_aside()
         program, config = self.repositories.installed(), self._config
+        options = ["--type=none", "--job-retry=1", "--job-retry-interval=1"]
         argv = pgbackrest.restore(
-            program, config, backup=backup.name, target=["--type=none"], pgdata=self.aside, delta=True, archive=True
+            program, config, backup=backup.name, target=options, pgdata=self.aside, delta=True, archive=True
         )
-        if self._run(argv, timeout=_DAY).code != 0:
-            # What an earlier run left may be in its way.
-            self._clear()
+        left = run(self.cluster.account, ["test", "-e", str(self.aside)]).code == 0
+        self._ensure_aside()
+        answer = self._run(argv, timeout=_DAY)
+        if answer.code != 0 and left:
+            self._clear()  # what an earlier run left may be in its way
             answer = self._run(argv, timeout=_DAY)
-            if answer.code != 0:
-                raise HostFault(f"Backup {backup.name} cannot be restored.", detail=_words(answer))
+        if answer.code != 0:
+            self._clear()
+            raise HostFault(f"Backup {backup.name} cannot be restored.", detail=_words(answer))
+        failpoints.passing("origin restored")
         self.making.step = "replays the archive"
         fetch = pgbackrest.command(program, config, "archive-get", f"--pg1-path={self.aside}")
         return self._recover(self.aside, fetch, target, str(timeline), signal=True)
@@ -194,6 +203,7 @@ class Maker:
         argv = recovery.command(self.cluster.program.bin, self.cluster.config, pgdata, fetch, target, timeline)
         statements = "SELECT 1;\n\n" if self.origin.own else recovery.DETACHING
         answer = self._run(argv, stdin=statements.encode(), timeout=_DAY)
+        failpoints.passing("origin recovered")
         found = recovery.parse(answer.err)
         if answer.code != 0 and not found.short:
             raise HostFault("The data does not recover.", detail=recovery.complaint(answer.err)[:300])
