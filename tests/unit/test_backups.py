@@ -165,3 +165,10 @@ def test_words() -> None:
     assert pgbackrest.progress([]) == 0.0
     said = ["P00  ERROR: [082]: WAL segment 0001 was not archived before the timeout", "HINT: check"]
     assert pgbackrest.complaint(said) == "WAL segment 0001 was not archived before the timeout"
+    said = [
+        "P00  ERROR: [103]: unable to load:",
+        "       ProtocolError: 403 (Forbidden)",
+        "       HINT: is it",
+        "P00 x",
+    ]
+    assert pgbackrest.complaint(said) == "unable to load: ProtocolError: 403 (Forbidden)"

@@ -351,8 +351,10 @@ def progress(lines: Sequence[str]) -> float:
 
 
 def complaint(lines: Sequence[str]) -> str:
-    """Why a command failed, in its own words; its last line when it gives no reason."""
-    for line in reversed(lines):
-        if found := re.search(r"\bERROR: (?:\[\d+\]: )?(.+)", line):
-            return found[1]
+    """Why a command failed, in its own words without its hints; its last line when it gives no reason."""
+    for number in range(len(lines) - 1, -1, -1):
+        if found := re.search(r"\bERROR: (?:\[\d+\]: )?(.+)", lines[number]):
+            more = [line.strip() for line in lines[number + 1 : number + 4]]
+            more = more[: next((i for i, line in enumerate(more) if re.match(r"HINT|P\d\d ", line)), len(more))]
+            return " ".join([found[1].strip(), *more])
     return lines[-1].strip() if lines else ""

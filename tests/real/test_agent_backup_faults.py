@@ -1,0 +1,157 @@
+"""A repository that is full, fails or lies never stops a database and never loses a segment without saying so."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pgherd.agent import backups as care
+from pgherd.spec import NodeSpec
+from tests.plugins.host import RunningHost, rooted
+from tests.plugins.objects import Bucket
+from tests.real.test_agent_backups import (
+    archived,
+    assert_no_hole,
+    back_up,
+    ended,
+    ready,
+    remove,
+    seen,
+    start,
+    switch,
+    with_repository,
+    write,
+)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(care, "_AGAIN", 1.0)
+
+
+@pytest.fixture
+def stored(host: RunningHost, bucket: Bucket) -> Iterator[NodeSpec]:
+    """A service whose repository is in S3."""
+    node = with_repository(host, bucket)
+    ready(host, node)
+    yield node
+    bucket.front.fault = None
+    remove(host, node)
+
+
+def test_a_failing_store(host: RunningHost, bucket: Bucket, stored: NodeSpec) -> None:
+    """The database goes on, the reason is told, and afterwards the archive has no hole."""
+    node = stored
+    for fault in (500, 403, "close", "half"):
+        before, bucket.front.fault = bucket.front.failed, fault
+        for _ in range(2):
+            write(host, node)
+            last = switch(host, node)
+        told = seen(host, node, lambda r: r.waiting >= 1 and r.problem, 90)
+        assert "WAL segments wait" in told.problem and bucket.secret not in told.problem
+        assert bucket.front.failed > before, fault
+        with host.connect(node) as tenant:
+            tenant.execute("create table if not exists public.goes_on (i int)")
+        bucket.front.fault = None
+        write(host, node)
+        last = switch(host, node)  # wakes the archiver, which rests a minute after three failures
+        seen(host, node, lambda r, last=last: r.wal >= last and r.waiting == 0 and not r.problem and not r.gap_at, 90)
+    assert_no_hole(archived(host, node), last)
+
+
+def test_a_backup_into_a_failing_store_fails_with_the_reason(
+    host: RunningHost, bucket: Bucket, stored: NodeSpec
+) -> None:
+    node, _ = back_up(host, stored, full=True)
+    bucket.front.fault = 403
+    node, job = start(host, node, full=True)
+    done, _ = ended(host, node, job, 90)
+    assert done.state == "failed" and "403" in done.reason, done
+    bucket.front.fault = None
+    node, backups = back_up(host, host.change(node, jobs=[]), full=True)
+    assert len(backups) == 2
+
+
+@pytest.fixture
+def small(host: RunningHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeSpec]:
+    """A service whose repository is a file system of 24 MiB, and where few segments may wait."""
+    monkeypatch.setattr(care, "queue", lambda spec: 64 << 20)
+    node = with_repository(host)
+    ready(host, node)
+    remove_from = repo(host, node)
+    account = host.account(node)
+    kept = subprocess.run(["cp", "-a", f"{remove_from}/.", f"{remove_from}.aside"], check=False)
+    assert kept.returncode == 0
+    options = f"size=24m,uid={account.uid},gid={account.gid},mode=0750"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", remove_from], check=True)
+    subprocess.run(["cp", "-a", f"{remove_from}.aside/.", remove_from], check=True)
+    yield node
+    subprocess.run(["umount", "-l", remove_from], check=True)
+    remove(host, node)
+
+
+def repo(host: RunningHost, node: NodeSpec) -> Path:
+    return host.home / "backups" / node.service_id / "repo"
+
+
+def fill(host: RunningHost, node: NodeSpec) -> None:
+    """Leave no room in the repository's file system."""
+    argv = [
+        "setpriv",
+        f"--reuid={host.account(node).uid}",
+        "--clear-groups",
+        "dd",
+        "if=/dev/zero",
+        f"of={repo(host, node)}/fill",
+    ]
+    assert subprocess.run([*argv, "bs=64k"], capture_output=True, check=False).returncode == 1
+
+
+def wal_bytes(host: RunningHost, node: NodeSpec) -> int:
+    return int(host.sql(node, "select sum(size) from pg_ls_waldir();"))
+
+
+@rooted
+def test_a_full_repository(host: RunningHost, small: NodeSpec) -> None:
+    """Segments wait up to the bound, then are given up, which is told; a backup afterwards closes the matter."""
+    node, [first] = back_up(host, small, full=True)
+    fill(host, node)
+    write(host, node)
+    switch(host, node)
+    told = seen(host, node, lambda r: r.waiting and r.problem, 60)
+    assert not told.gap_at and "space" in told.problem.lower(), told
+    for _ in range(8):
+        write(host, node, 100)
+        last = switch(host, node)
+    told = seen(host, node, lambda r: bool(r.gap_at) and r.wal >= last, 90)
+    assert wal_bytes(host, node) < 400 << 20
+    assert host.sql(node, "select count(*) from public.t;").strip() == "1800"
+    (repo(host, node) / "fill").unlink()
+    node, backups = back_up(host, node, full=True)
+    assert backups[-1].started_at > told.gap_at >= first.started_at
+    write(host, node)
+    last = switch(host, node)
+    seen(host, node, lambda r: r.wal >= last and r.waiting == 0 and not r.problem)
+    assert last in archived(host, node)
+
+
+@rooted
+def test_a_damaged_page_is_told_and_replaces_no_sound_backup(host: RunningHost) -> None:
+    node = with_repository(host)
+    write(host, node, 5000)
+    path = host.sql(node, "checkpoint; select pg_relation_filepath('public.t');").strip()
+    node, [sound] = back_up(host, node, full=True)
+    with open(host.directory(node) / "data/pgdata" / path, "r+b") as file:
+        file.seek(8192 + 4000)
+        byte = file.read(1)
+        file.seek(8192 + 4000)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(care, "_DAY", 0)
+        for _ in range(2):
+            node, backups = back_up(host, node, full=True)
+    assert [b.damaged for b in backups] == [False, True, True] and backups[0] == sound
+    remove(host, node)
