@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import psycopg
 import requests
 
+from tests.bench.backups import measure_backups, measure_loss
 from tests.bench.floor import Floor
 from tests.bench.load import closed_loop, open_loop
 from tests.bench.pools import GATE, measure_pool
@@ -156,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="creates in the sequential measurement")
     parser.add_argument("--seconds", type=float, default=10, help="length of each load")
+    parser.add_argument("--scale", type=int, default=64, help="pgbench's scale for the backups, 16 MB each")
     chosen = parser.parse_args()
     with running_instance(warm_pool="4") as instance:
         warm(instance, 4)
@@ -165,6 +167,8 @@ def main() -> None:
         pooled, ratio = measure_pool(instance, int(chosen.seconds * 3))
         rows += pooled
         rows += measure_creates(instance, chosen.runs)
+        rows += measure_backups(instance, chosen.scale)
+    rows += measure_loss()
     version = subprocess.run(["/usr/lib/postgresql/15/bin/postgres", "--version"], capture_output=True, text=True)
     processor = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.plugins.instance import Instance, until
+from tests.plugins.instance import Instance, running_instance, until
+from tests.plugins.objects import Bucket
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untouched(instance: Instance) -> str:
+    """A service that is there from the first of these tests on."""
+    return instance.create()
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +81,37 @@ def test_the_repository_goes_with_the_service(instance: Instance) -> None:
     after = {path.name for path in (instance.home / "backups").iterdir()}
     assert len(before - after) == 1 and not after - before
     assert instance.call("GET", f"/pgherd/v1/service/{name}/backup").status_code == 404
+
+
+def test_the_schedule(instance: Instance, untouched: str) -> None:
+    """The first backup comes by itself, and is told to whoever may read events only when something is wrong."""
+    [first] = until(lambda: listed(instance, untouched)["backups"], 90, "the first backup follows by itself")
+    assert first["type"] == "full"
+    doctor = json.loads(instance.run("doctor", "-o", "json", check=False).stdout)
+    assert [one["level"] for one in doctor if one["what"] == "backups"] == ["ok"]
+    [shown] = instance.client().get_dbaas_service_pg(name=untouched)["node-states"]
+    assert "reason" not in shown
+
+
+def test_backups_in_s3(bucket: Bucket) -> None:
+    """From the settings to the bucket and back; what goes wrong there is told, and over again."""
+    ca = bucket.base / "server.crt"
+    bucket.base.chmod(0o755)
+    ca.chmod(0o644)
+    settings = {"endpoint": bucket.endpoint, "bucket": bucket.bucket, "key": bucket.key, "secret": bucket.secret}
+    settings |= {"ca_file": str(ca), "prefix": "zone"}
+    with running_instance(**{f"backup_s3_{name}": value for name, value in settings.items()}) as instance:
+        name = instance.create()
+        assert "full" in instance.run("backup", "create", name).stdout
+        assert listed(instance, name)["repository"] == "s3"
+        before = bucket.objects()
+        assert before > 4 and not list(instance.home.glob("backups/*/repo"))
+        bucket.front.fault = 403
+        failed = instance.run("backup", "create", name, check=False)
+        assert (failed.returncode, "403" in failed.stderr) == (1, True), failed.stderr
+        bucket.front.fault = None
+        assert "ok" in instance.run("backup", "create", name).stdout
+        instance.delete(name)
+        assert bucket.objects() < before
+        logs = subprocess.run(["grep", "-r", "-l", bucket.secret, str(instance.home / "log")], capture_output=True)
+        assert logs.stdout == b""

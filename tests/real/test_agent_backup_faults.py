@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pgherd.agent import backups as care
+from pgherd.drivers import pgbackrest
 from pgherd.spec import NodeSpec
 from tests.plugins.host import RunningHost, rooted
 from tests.plugins.objects import Bucket
@@ -30,6 +31,7 @@ from tests.real.test_agent_backups import (
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(care, "_AGAIN", 1.0)
+    monkeypatch.setattr(pgbackrest, "_IO_TIMEOUT", 3)
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def fill(host: RunningHost, node: NodeSpec) -> None:
         "if=/dev/zero",
         f"of={repo(host, node)}/fill",
     ]
-    assert subprocess.run([*argv, "bs=64k"], capture_output=True, check=False).returncode == 1
+    assert subprocess.run([*argv, "bs=4k"], capture_output=True, check=False).returncode == 1
 
 
 def wal_bytes(host: RunningHost, node: NodeSpec) -> int:

@@ -47,6 +47,7 @@ log = logging.getLogger("pgherd.agent")
 _LOOK_EVERY = 9.0  # seconds between observations of a running node; the design promises 10
 _LOOK_SOON = 2.0  # after a convergence
 _LOOK_AT_JOB = 1.0  # at a running job's progress
+_TURN_WITH_JOBS = 0.1  # seconds until the end of a job is noticed
 _ASK_EVERY = 10.0  # seconds between looks for specs without a notification
 _FACTS_EVERY = 30.0
 _RETRY_BROKEN = 30.0
@@ -160,7 +161,8 @@ class Agent:
         self._schedule()
         self._refill()
         soonest = min((n.due for n in self.nodes.values() if not n.busy), default=float("inf"))
-        return max(0.0, min(soonest - time.monotonic(), 1.0))
+        longest = _TURN_WITH_JOBS if any(n.spec.jobs for n in self.nodes.values()) else 1.0
+        return max(0.0, min(soonest - time.monotonic(), longest))
 
     def _exchange(self) -> None:
         now, asked = time.monotonic(), self._ask_at == 0.0

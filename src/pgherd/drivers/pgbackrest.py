@@ -27,6 +27,7 @@ CONFIG, PUSH, CA = "pgbackrest.conf", "pgbackrest-push", "repository-ca.crt"
 _PLACES = ("/usr/local/lib/pgherd/pgbackrest/bin/pgbackrest", "/usr/bin/pgbackrest")
 _BLOCKS = (2, 46)  # the first version that stores only the changed blocks of large files
 _MOST_PROCESSES = 4
+_IO_TIMEOUT = 20  # seconds that a store may take for an answer, and that a request is tried again
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def render(
         "process-max": processes(cores),
         "archive-async": "y",
         "archive-timeout": 120,
-        "io-timeout": 20,
+        "io-timeout": _IO_TIMEOUT,
         "lock-path": f"{place.run}/pgbackrest",
         "spool-path": str(place.spool),
         "log-path": str(place.spool),

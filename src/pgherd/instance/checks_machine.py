@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgherd.drivers import exporter, pgbouncer
+from pgherd.drivers import exporter, pgbackrest, pgbouncer
 from pgherd.errors import PgherdError
 from pgherd.home import Home
 from pgherd.instance.accounts import accounts, ids
@@ -127,6 +127,16 @@ def monitoring(settings: Settings) -> Iterator[Finding]:
         return
     todo = f"{_INSTALL} Or name one in the setting exporter."
     yield Finding("warning", "exporter", "not installed; services have no endpoint for Prometheus", todo)
+
+
+def archiver(settings: Settings) -> Iterator[Finding]:
+    """What archives and backs up; services run without it."""
+    found = pgbackrest.program(settings.pgbackrest)
+    if found is not None:
+        yield Finding("ok", "pgbackrest", f"{'.'.join(map(str, found.version))} ({found.path})")
+        return
+    todo = "Run `sudo sh install/pgbackrest.sh` in the checkout, or name one in the setting pgbackrest."
+    yield Finding("warning", "pgbackrest", "not installed; services have no backups", todo)
 
 
 def _output(*argv: str) -> str:

@@ -48,6 +48,7 @@ def _of(settings: Settings, home: Home, environ: Mapping[str, str]) -> Iterator[
     yield from checks_machine.programs(settings)
     yield from checks_machine.pooler(settings)
     yield from checks_machine.monitoring(settings)
+    yield from checks_machine.archiver(settings)
     yield from checks_machine.locale()
     yield from checks_machine.clock(home)
     yield from checks_machine.disk(home)

@@ -79,6 +79,8 @@ def job_is_done(run: Run) -> str | None:
         nodes = tx.rows("nodes", service_id=run.service)
     for node in nodes:
         found = job_of(node["status"], str(run.operation))
+        if node["spec"] is None or node["spec"]["desired"] != "running":
+            raise NodeFailed("The service was stopped.")
         if found is None:
             return f"{node['name']}: waits for its host"
         if found.state == "failed":
