@@ -250,7 +250,8 @@ def push_error(place: Place, account: unprivileged.Account | None) -> str:
     directory = place.spool / "archive" / pgbackrest.STANZA / "out"
     argv = ["/bin/sh", "-c", 'cat "$1"/*.error 2>/dev/null | head -c 500', "sh", str(directory)]
     said = unprivileged.run(account, argv, timeout=5).out.decode(errors="replace")
-    return next((line for line in said.splitlines() if not line.strip().isdigit()), "")
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.strip().isdigit()]
+    return next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")
 
 
 def gap_at(place: Place, account: unprivileged.Account | None) -> str:
