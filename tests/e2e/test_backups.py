@@ -93,6 +93,17 @@ def test_the_schedule(instance: Instance, untouched: str) -> None:
     assert "reason" not in shown
 
 
+def reason(instance: Instance, name: str) -> str:
+    [node] = instance.client().get_dbaas_service_pg(name=name)["node-states"]
+    return str(node.get("reason", ""))
+
+
+def events(instance: Instance, name: str) -> list[str]:
+    """What was told of the service's repository, the newest first."""
+    found = json.loads(instance.run("events", "-o", "json").stdout)
+    return [one["result"] for one in found if one["command"] == "backup" and one["subject"] == name]
+
+
 def test_backups_in_s3(bucket: Bucket) -> None:
     """From the settings to the bucket and back; what goes wrong there is told, and over again."""
     ca = bucket.base / "server.crt"
@@ -100,17 +111,24 @@ def test_backups_in_s3(bucket: Bucket) -> None:
     ca.chmod(0o644)
     settings = {"endpoint": bucket.endpoint, "bucket": bucket.bucket, "key": bucket.key, "secret": bucket.secret}
     settings |= {"ca_file": str(ca), "prefix": "zone"}
-    with running_instance(**{f"backup_s3_{name}": value for name, value in settings.items()}) as instance:
+    given = {f"backup_s3_{name}": value for name, value in settings.items()}
+    with running_instance(**given, archive_timeout_seconds="1") as instance:
         name = instance.create()
         assert "full" in instance.run("backup", "create", name).stdout
         assert listed(instance, name)["repository"] == "s3"
         before = bucket.objects()
         assert before > 4 and not list(instance.home.glob("backups/*/repo"))
         bucket.front.fault = 403
+        instance.sql(name, "create table t (i int)")
+        until(lambda: "WAL segments wait" in reason(instance, name), 60, "the node says that segments wait")
+        until(lambda: any("WAL segments wait" in one for one in events(instance, name)), 30, "an event says so too")
+        assert "WAL segments wait" in instance.run("doctor", check=False).stdout
         failed = instance.run("backup", "create", name, check=False)
         assert (failed.returncode, "403" in failed.stderr) == (1, True), failed.stderr
         bucket.front.fault = None
         assert "ok" in instance.run("backup", "create", name).stdout
+        until(lambda: not reason(instance, name), 60, "all is well again")
+        until(lambda: "work again" in events(instance, name)[0], 30, "an event says so too")
         instance.delete(name)
         assert bucket.objects() < before
         logs = subprocess.run(["grep", "-r", "-l", bucket.secret, str(instance.home / "log")], capture_output=True)

@@ -238,6 +238,9 @@ def test_two_services_never_share_a_repository(host: RunningHost) -> None:
     host.link.wish(other)
     status = host.until(other, lambda s: s.state == "failed")
     assert "another OS user" in status.reason
+    for place in (host.home / "backups" / node.service_id / "repo", host.directory(node) / "config/pgbackrest.conf"):
+        answer = unprivileged.run(host.account(other), ["ls", "-l", str(place)])
+        assert answer.code != 0 and "Permission denied" in answer.err
     node, backups = back_up(host, node, full=True)
     assert len(backups) == 1
     host.link.wish(msgspec.structs.replace(other, desired="absent", generation=2, repository=None))
