@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.contract.processes import metadata, stopped
+from tests.contract.processes import metadata
 from tests.plugins.instance import Instance, running_instance, until
 
 PASSPHRASE = "a passphrase of tests"
@@ -81,15 +81,6 @@ def test_imported_keys_open_what_they_sealed(own: Instance, tmp_path: Path) -> N
     assert metadata(own, "select count(*) from organization") == "1"
 
 
-def swap_metadata(instance: Instance, copy: Path) -> None:
-    """Let the metadata be what it was when the copy was made."""
-    data = instance.home / "metadata/data"
-    with stopped(instance, "metadata"):
-        data.rename(data.with_name("newer"))
-        subprocess.run(["cp", "-a", str(copy), str(data)], check=True)
-        shutil.rmtree(data.with_name("newer"))
-
-
 def unknown(instance: Instance) -> dict[str, dict[str, Any]]:
     """Nodes that hosts report and the metadata does not know, by the name of their service."""
     hosts = instance.call("GET", "/pgherd/v1/host").json()["hosts"]
@@ -102,16 +93,16 @@ def state_of(instance: Instance, name: str) -> tuple[str, str]:
 
 
 @pytest.mark.timeout(300)
-def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance, tmp_path: Path) -> None:
+def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> None:
     """Row C3: services made and deleted since the copy, and one that was changed."""
     client = own.client()
     for name in ("kept", "deleted"):
         own.create(name)
         own.sql(name, "create table t as select 1 as a")
-    copy = tmp_path / "metadata"
-    with stopped(own, "metadata"):
-        subprocess.run(["cp", "-a", str(own.home / "metadata/data"), str(copy)], check=True)
-    until(lambda: own.call("GET", "/pgherd/v1/host").status_code == 200, 20, "the API answers again")
+    own.run("platform", "backup")
+    shown = json.loads(own.run("platform", "status", "-o", "json").stdout)
+    assert shown["ready"] and len(shown["backups"]) >= 1
+    then = datetime.now(UTC).isoformat()
 
     for _ in range(3):
         own.finished(client.update_dbaas_service_pg(name="kept", pg_settings={"jit": False}))
@@ -128,8 +119,12 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance, tmp_p
     own.delete("deleted")
 
     with psycopg.connect(dsn) as session:
-        swap_metadata(own, copy)
-        until(lambda: own.call("GET", "/pgherd/v1/host").status_code == 200, 20, "the API answers again")
+        early = own.run("platform", "restore", "--yes", "--to", "2001-01-01T00:00:00Z", check=False)
+        late = own.run("platform", "restore", "--yes", "--to", "2999-01-01T00:00:00Z", check=False)
+        assert (early.returncode, late.returncode) == (1, 1) and "still to come" in late.stderr, early.stderr
+        own.run("platform", "restore", "--yes", "--to", then)
+        own.up()
+        client = own.client()
         found = until(lambda: set(unknown(own)) == {"born", "unwanted"} and unknown(own), 30, "the host reports both")
         assert session.execute("select a from t").fetchone() == (42,)
         names = {service["name"] for service in client.list_dbaas_services()["dbaas-services"]}

@@ -27,6 +27,7 @@ from pgherd.agent.jobs import Jobs
 from pgherd.agent.kept import Specs
 from pgherd.agent.link import Link, PostgresLink
 from pgherd.agent.makings import Makings
+from pgherd.agent.platform import Platform
 from pgherd.agent.records import read_record, write_private
 from pgherd.agent.repositories import Repositories
 from pgherd.agent.telemetry import Telemetry
@@ -97,6 +98,7 @@ class Agent:
             Deleted(self.home.agent / "deleted"), Makings(self._look_again), self._spec_of,
         )  # fmt: skip
         self.unknown = Unknown(self.host.private_key)
+        self.platform = Platform(self.home, self.host.jobs, self.host.repositories.program)
         self.nodes: dict[str, Node] = {}
         self.specs = Specs(self.home.agent / "specs")
         self._exporter = exporter.program(settings.exporter)
@@ -159,6 +161,7 @@ class Agent:
             # As on a full disk; what could not be kept is kept when the node is in force.
             log.error("The exchange with the control plane: %s", error)
         self._schedule()
+        self.platform.tend()
         self._refill()
         soonest = min((n.due for n in self.nodes.values() if not n.busy), default=float("inf"))
         longest = _TURN_WITH_JOBS if any(n.spec.jobs for n in self.nodes.values()) else 1.0

@@ -7,8 +7,10 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pgherd.drivers import pgbackrest
 from pgherd.drivers.supervisor import Supervisor
 from pgherd.errors import PgherdError
 from pgherd.home import Home
@@ -19,6 +21,7 @@ from pgherd.instance.boot_unit import installed
 from pgherd.instance.findings import Finding
 from pgherd.instance.keys import mark_of
 from pgherd.instance.metadata import NAME as METADATA
+from pgherd.instance.platform_repository import PlatformRepository
 from pgherd.instance.processes import NAMES
 from pgherd.settings import Settings, refuse_open_http
 
@@ -140,6 +143,29 @@ def backups(home: Home) -> Iterator[Finding]:
         yield Finding("warning", "backups", f"{len(troubled)} of {count} in trouble: {'; '.join(troubled[:3])}", hint)
     elif count:
         yield Finding("ok", "backups", f"{count} repositories take what they are given")
+
+
+def metadata_backups(settings: Settings, who: Accounts) -> Iterator[Finding]:
+    """Whether the private metadata is backed up."""
+    if settings.database_url:
+        return
+    repository = PlatformRepository(settings, who)
+    if repository.program is None:
+        yield Finding("warning", "metadata backups", "pgBackRest is not installed", "`make up` installs it.")
+        return
+    try:
+        found = repository.info().backups if (repository.config / pgbackrest.READY).exists() else []
+    except PgherdError as error:
+        yield Finding("broken", "metadata backups", str(error), "The message says why; see also the agent's log.")
+        return
+    age = datetime.now(UTC) - datetime.fromisoformat(found[-1].ended_at) if found else None
+    if age is None:
+        yield Finding("note", "metadata backups", "there is none yet; the first follows a minute after the start")
+    elif age > timedelta(days=2):
+        hint = f"Read {repository.home.logs}/agent/current; try `pgherd platform backup`."
+        yield Finding("warning", "metadata backups", f"the newest is {age.days} days old", hint)
+    else:
+        yield Finding("ok", "metadata backups", f"{len(found)}, the newest of {found[-1].ended_at}")
 
 
 def exported_keys(home: Home) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pgherd.errors import PgherdError
+from pgherd.errors import Incorrect, PgherdError
 
 
 class Command(NamedTuple):
@@ -115,6 +115,38 @@ def _secrets(argv: list[str]) -> int:
     return control.rotate(os.environ)
 
 
+def _platform(argv: list[str]) -> int:
+    parser = _parser("platform", COMMANDS["platform"].help)
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("backup", help="back the metadata up now, beside its daily backup")
+    shown = actions.add_parser("status", help="the backups, and to which times the metadata can be restored")
+    shown.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    back = actions.add_parser("restore", help="put the metadata back to a time; services run on")
+    back.add_argument("--to", metavar="TIME", default="", help="such as 2026-11-24T15:00:00Z; else the newest there is")
+    back.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    as_json = argv[:2] == ["-o", "json"]  # `pgherd -o json platform status`
+    chosen = parser.parse_args(argv[2:] if as_json else argv)
+    from pgherd.instance import platform
+
+    if chosen.action == "backup":
+        return platform.backup(os.environ)
+    if chosen.action == "status":
+        return platform.status(os.environ, as_json=as_json or chosen.output == "json")
+    _confirm(
+        chosen.yes, "Put the metadata back? Changes after that time are lost; nodes made since are kept as unknown."
+    )
+    return platform.restore(os.environ, chosen.to)
+
+
+def _confirm(confirmed: bool, question: str) -> None:
+    if confirmed:
+        return
+    if not sys.stdin.isatty():
+        raise Incorrect("This needs a yes, and there is nobody to ask; say --yes.")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise Incorrect("Nothing was done.")
+
+
 def _boot_unit(argv: list[str]) -> int:
     parser = _parser("boot-unit", COMMANDS["boot-unit"].help)
     parser.add_argument("action", choices=("install", "remove", "show"))
@@ -132,6 +164,7 @@ COMMANDS: dict[str, Command] = {
     "settings": Command("List every setting: value, default, meaning and where it was set.", _settings),
     "env": Command('Print the variables that clients need: eval "$(pgherd env)".', _env),
     "secrets": Command("Rotate, export or import the keys that protect stored secrets.", _secrets),
+    "platform": Command("Back up and restore the metadata of this instance.", _platform),
     "boot-unit": Command("Start the instance when this machine boots.", _boot_unit),
 }
 

@@ -61,6 +61,7 @@ def _of(settings: Settings, home: Home, environ: Mapping[str, str]) -> Iterator[
         yield from checks_machine.ports(settings, checks_instance.node_ports(home))
         yield from checks_instance.files(settings, home, who)
         yield from checks_instance.exported_keys(home)
+        yield from checks_instance.metadata_backups(settings, who)
         yield from checks_instance.backups(home)
         yield from checks_walls.firewall(home, checks_instance.node_ports(home))
         yield from checks_walls.limits(home, supervisor)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pgherd.drivers.firewall import Firewall
 from pgherd.drivers.limits import Limits
 from pgherd.drivers.supervisor import Supervisor
-from pgherd.errors import Incorrect
+from pgherd.errors import Incorrect, PgherdError
 from pgherd.home import Home
 from pgherd.instance import credentials, effective
 from pgherd.instance.accounts import Accounts, accounts, ensure_accounts, run_as
@@ -23,6 +23,7 @@ from pgherd.instance.layout import ensure_layout
 from pgherd.instance.leftovers import await_none
 from pgherd.instance.metadata import NAME as METADATA
 from pgherd.instance.metadata import Metadata
+from pgherd.instance.platform_repository import PlatformRepository
 from pgherd.instance.processes import NAMES, Fingerprint, services, supervisor_of
 from pgherd.instance.programs import postgres_directory
 from pgherd.instance.release import choose_release, remove_old_releases
@@ -45,7 +46,7 @@ def up(environ: Mapping[str, str], say: Say) -> Settings:
         say(f"warning: default_version: {error}")
     who = ensure_accounts()
     ensure_layout(home, who)
-    with _alone(home):
+    with alone(home):
         release = choose_release(home)
         effective.remember(home, environ, who)
         _refuse_unreadable_key(settings, who)
@@ -55,6 +56,7 @@ def up(environ: Mapping[str, str], say: Say) -> Settings:
         cold = not supervisor.scanner_alive()
         _start_tree(settings, home, who, supervisor, environ)
         _prepare_database(settings, home, who, cold)
+        _prepare_backups(settings, who, say)
         _start_processes(settings, supervisor, differs)
         wait_for_api(settings, supervisor)
         for name in NAMES:
@@ -72,7 +74,7 @@ def down(environ: Mapping[str, str], say: Say) -> Settings | None:
     if not home.scan.exists():
         say("nothing to stop: this instance was never started")
         return None
-    with _alone(home):
+    with alone(home):
         supervisor = supervisor_of(home, who)
         supervisor.stop_scanner(first=NAMES, last=(METADATA,), wait=90)
         await_none(home, say)
@@ -88,7 +90,7 @@ def restart(environ: Mapping[str, str], say: Say) -> None:
     home, who = Home(settings.root), accounts()
     if not home.scan.exists():
         raise Incorrect("This instance is not running; start it with `make up`.")
-    with _alone(home):
+    with alone(home):
         supervisor = supervisor_of(home, who)
         if not supervisor.scanner_alive():
             raise Incorrect("This instance is not running; start it with `make up`.")
@@ -120,8 +122,8 @@ def _refuse_unreadable_key(settings: Settings, who: Accounts) -> None:
 
 
 @contextlib.contextmanager
-def _alone(home: Home) -> Iterator[None]:
-    """One `up`, `down` or `restart` at a time; the next waits."""
+def alone(home: Home) -> Iterator[None]:
+    """One `up`, `down`, `restart` or `platform restore` at a time; the next waits."""
     descriptor = os.open(home.root / ".lifecycle-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -172,6 +174,16 @@ def _prepare_database(settings: Settings, home: Home, who: Accounts, cold: bool)
     done = run_as(who.control, argv, env={"PGHERD_HOME": str(home.root), "PYTHONSAFEPATH": "1", "HOME": str(home.root)})
     pair = json.loads(done.stdout or "null")
     credentials.write(home.credentials, settings, (pair[0], pair[1]) if pair else None)
+
+
+def _prepare_backups(settings: Settings, who: Accounts, say: Say) -> None:
+    """The private metadata can be backed up; that it cannot is no reason not to start."""
+    if settings.database_url:
+        return
+    try:
+        PlatformRepository(settings, who).ensure_configuration()
+    except PgherdError as error:
+        say(f"warning: the metadata is not backed up: {error}")
 
 
 def _start_processes(settings: Settings, supervisor: Supervisor, differs: bool) -> None:

@@ -12,11 +12,14 @@ from pgherd.errors import HostFault
 from pgherd.home import Home
 from pgherd.instance.accounts import Accounts, ids, run_as
 from pgherd.instance.layout import write_file
+from pgherd.instance.platform_repository import PlatformRepository
 from pgherd.instance.poll import until_ready
 from pgherd.instance.programs import postgres_directory
 from pgherd.settings import Settings
 
 NAME = "metadata"
+#: Beside the data directory: a restored one that is to take its place, and the note that it is doing so.
+RESTORING, SWAPPING = "restoring", "swapping"
 
 _CONFIG = """\
 # Written by `pgherd up`.
@@ -44,7 +47,7 @@ random_page_cost = 1.1
 timezone = 'UTC'
 log_timezone = 'UTC'
 log_line_prefix = '[%p] %q%u %a '
-"""
+{archiving}"""
 
 _HBA = """\
 # Written by `pgherd up`. No password opens this server; pg_ident.conf says who may be whom.
@@ -75,13 +78,18 @@ class Metadata:
 
     def ensure_files(self) -> bool:
         """Make the data directory where there is none and write the configuration; whether a restart is needed."""
+        finish_swap(self._home)
         if not self._data.exists():
             self._initdb()
         root, group = ids(None)[0], ids(self._who.database)[1]
         connections = 32 + self._settings.worker_concurrency
+        repository = PlatformRepository(self._settings, self._who)
+        repository.ensure_script()
+        archiving = "".join(f"{name} = '{value}'\n" for name, value in repository.parameters().items())
         text = _CONFIG.format(
-            data=self._data, config=self._config, run=self._home.metadata_socket, connections=connections
-        )
+            data=self._data, config=self._config, run=self._home.metadata_socket, connections=connections,
+            archiving=archiving,
+        )  # fmt: skip
         who_is_whom = {"postgres": self._who.database, "pgherd": self._who.control, self._host_login: None}
         me = _name_of_caller()
         ident = "".join(f"pgherd {user or me} {role}\n" for role, user in who_is_whom.items())
@@ -158,6 +166,19 @@ class Metadata:
         done = run_as(self._who.database, argv, input=_ROLES.format(host=self._host_login), check=False)
         if done.returncode != 0:
             raise HostFault("The metadata's roles cannot be made.", detail=done.stderr.strip()[-2000:])
+
+
+def finish_swap(home: Home) -> None:
+    """A restored data directory takes the place of the one before, also when that was interrupted. May run again."""
+    note = home.metadata / SWAPPING
+    if not note.exists():
+        return
+    data, restored, kept = home.metadata / "data", home.metadata / RESTORING, home.metadata / note.read_text().strip()
+    if data.exists() and not kept.exists():
+        data.rename(kept)
+    if restored.exists():
+        restored.rename(data)
+    note.unlink()
 
 
 def _name_of_caller() -> str:
