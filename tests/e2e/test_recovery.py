@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -184,3 +185,25 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
     assert len(own.node_directories()) == 2
     again = own.call("DELETE", f"/pgherd/v1/host/local/node/{found['unwanted']['id']}")
     assert again.status_code == 404
+
+
+def test_the_machine_is_lost(own: Instance, tmp_path: Path) -> None:
+    """Keys that were exported and a copy of the metadata's repository bring everything but the services' data back."""
+    keys, copy = tmp_path / "keys", tmp_path / "platform"
+    own.run("secrets", "export", str(keys))
+    own.run("platform", "backup")
+    before = {one["name"]: one["plan"] for one in own.client().list_dbaas_services()["dbaas-services"]}
+    own.run("down")
+    subprocess.run(["cp", "-a", str(own.home / "backups/platform"), str(copy)], check=True)
+    with running_instance(zone="ch-gva-2") as other:
+        other.run("down")
+        other.run("secrets", "import", str(keys), "--replace")
+        shutil.rmtree(other.home / "backups/platform")
+        subprocess.run(["cp", "-a", str(copy), str(other.home / "backups/platform")], check=True)
+        other.run("platform", "restore", "--yes")
+        other.up()
+        client = other.client()
+        assert {one["name"]: one["plan"] for one in client.list_dbaas_services()["dbaas-services"]} == before
+        reason = until(lambda: state_of(other, "kept")[1], 60, "GET says what became of its data")
+        assert "gone" in reason and state_of(other, "kept")[0] != "running"
+        assert [p["name"] for p in client.get_dbaas_service_pg(name="born")["connection-pools"]] == ["p"]

@@ -13,6 +13,7 @@ import msgspec
 
 from pgherd.agent import pooling, report
 from pgherd.agent.converge import Convergence, Host, service_name
+from pgherd.agent.repositories import Record
 from pgherd.drivers import config_files, exporter, pgbouncer, usage
 from pgherd.drivers.statistics import Statistics
 from pgherd.drivers.traffic import Counters, Traffic
@@ -80,7 +81,8 @@ class Meters:
         with self._lock:
             self._unsent.append((now, sample))
         if spec.monitor:
-            text = msgspec.json.encode(_told(spec, meter, disk_used, pooled)).decode()
+            proven = convergence.host.repositories.record(spec.service_id)
+            text = msgspec.json.encode(_told(spec, meter, disk_used, pooled, proven)).decode()
             config_files.install(convergence.cluster.config, exporter.MEASURED, text, convergence.cluster.account)
 
     def unsent(self) -> list[Sample]:
@@ -161,11 +163,12 @@ def _network(now: Traffic | None, before: Traffic | None) -> dict[str, float | N
 
 
 def _told(
-    spec: NodeSpec, meter: _Meter, disk_used: int, pooled: dict[str, list[dict[str, str]]] | None
+    spec: NodeSpec, meter: _Meter, disk_used: int, pooled: dict[str, list[dict[str, str]]] | None, proven: Record
 ) -> dict[str, list[dict[str, Any]]]:
     """What the exporter tells beside what PostgreSQL knows; see `exporter.render_queries`."""
     service: dict[str, Any] = {"cpus": spec.cpus, "memory_limit": spec.memory_bytes, "disk_limit": spec.disk_bytes}
     service |= {"disk": disk_used, "load": meter.load, "at": time.time()}
+    service |= {"verified": proven.verified_at, "sound": int(proven.sound)}
     if meter.usage is not None:
         service |= {
             "cpu": meter.usage.cpu,

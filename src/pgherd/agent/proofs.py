@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -44,7 +45,7 @@ def work(repositories: Repositories, spec: NodeSpec, cluster: Cluster, job: Job,
         [os.path.realpath(sys.executable), "-I", "-S", proof_child.__file__, msgspec.json.encode(asked).decode()],
         cluster.account, groups, progress, alone=True,
         network=spec.repository.kind == "s3" or not _has_namespaces(),
-        result=functools.partial(found, cluster), clear=functools.partial(clear, cluster),
+        result=functools.partial(_noted, repositories, spec, cluster), clear=functools.partial(clear, cluster),
     )  # fmt: skip
 
 
@@ -70,6 +71,17 @@ def found(cluster: Cluster) -> Verification | None:
         recovered_to=_clean(told.recovered_to), impossible=_clean(told.impossible),
         problems=[_clean(text) for text in told.problems[:_MOST]], broken=told.broken[:_MOST],
     )  # fmt: skip
+
+
+def _noted(repositories: Repositories, spec: NodeSpec, cluster: Cluster) -> Verification | None:
+    """The same, noted for the metrics."""
+    told = found(cluster)
+    if told is not None and not told.impossible:
+        record = repositories.record(spec.service_id)
+        record.sound = not told.problems
+        record.verified_at = time.time() if record.sound else record.verified_at
+        repositories.note(spec.service_id, record)
+    return told
 
 
 def clear(cluster: Cluster) -> None:

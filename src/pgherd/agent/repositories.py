@@ -31,13 +31,18 @@ _SECONDS = 120.0
 
 
 class Record(msgspec.Struct):
-    """Root's note. `user`, `uid`, `gid`: whose `repo/` is; `ready`: it was made; `status`: what was observed last."""
+    """Root's note. `user`, `uid`, `gid`: whose `repo/` is; `ready`: it was made; `status`: what was observed last.
+
+    `verified_at`: when a proof found all sound last, unix time; `sound`: what the last proof found.
+    """
 
     user: str = ""
     uid: int = 0
     gid: int = 0
     ready: bool = False
     status: RepositoryStatus | None = None
+    verified_at: float = 0.0
+    sound: bool = True
 
 
 @dataclass

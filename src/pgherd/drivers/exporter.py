@@ -147,6 +147,8 @@ _QUERIES: Mapping[str, tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str,
         ("disk_read_bytes_total", "read", "COUNTER", "Bytes read from the disk", "1"),
         ("disk_written_bytes_total", "written", "COUNTER", "Bytes written to the disk", "1"),
         ("load5", "load", "GAUGE", "Processes that run or wait for the disk, over 5 minutes", "1"),
+        ("backup_verified_timestamp_seconds", "verified", "GAUGE", "When a backup was proven last; 0: never", "1"),
+        ("backup_sound", "sound", "GAUGE", "Whether the last proof found backups and service sound", "1"),
         ("measured_timestamp_seconds", "at", "GAUGE", "When the host measured this and PgBouncer", "1"),
     )),
     "pgbouncer": ("pooler", (), (
