@@ -392,8 +392,9 @@ class Agent:
         message = plain or report.describe(error, self.home.root)
         if state != "running" and self.watch.is_full():
             message = "No space is left on the host's disk."  # the server's own words could not be written either
-        # What was deleted here is known to the metadata by a generation that this agent never saw.
-        generation = spec.generation if isinstance(error, Gone) else node.converged
+        # What was deleted or lost here the metadata knows by a generation that this agent never saw: older is not taken.
+        new_here = isinstance(error, Gone) or (spec.established and not node.converged)
+        generation = spec.generation if new_here and state != "running" else node.converged
         status = msgspec.structs.replace(
             old, generation=generation, state=state, step=convergence.step if convergence else "",
             reason=report.clean(message, self.home.root), observed_at=report.now(),
