@@ -392,7 +392,7 @@ class Agent:
         message = plain or report.describe(error, self.home.root)
         if state != "running" and self.watch.is_full():
             message = "No space is left on the host's disk."  # the server's own words could not be written either
-        # What was deleted or lost here the metadata knows by a generation that this agent never saw: older is not taken.
+        # What was deleted or lost here the metadata knows by a generation that this agent never saw.
         new_here = isinstance(error, Gone) or (spec.established and not node.converged)
         generation = spec.generation if new_here and state != "running" else node.converged
         status = msgspec.structs.replace(
