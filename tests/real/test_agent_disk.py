@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from pgherd.agent import agent as agent_module
+from pgherd.drivers import disk
 from pgherd.spec import NodeSpec
 from tests.plugins.host import RunningHost, rooted, until
 
@@ -70,6 +71,9 @@ def test_at_the_plan_s_limit(host: RunningHost) -> None:
 
         # The platform still works in it.
         assert host.sql(node, "create role platform_works; drop role platform_works; select 1").strip() == "1"
+        with deleting.transaction():
+            deleting.execute("set transaction read write")
+            deleting.execute("delete from heap where false")
         deleting.execute("set default_transaction_read_only = off")
         deleting.execute("truncate heap")
         host.sql(node, "checkpoint")
@@ -164,6 +168,8 @@ def test_a_file_system_that_is_really_full(monkeypatch: pytest.MonkeyPatch) -> N
     """Without any guard, to the last byte: PostgreSQL is back by itself once there is room."""
     monkeypatch.setattr(agent_module, "_RETRY_BROKEN", 3.0)
     with file_system(500 * MIB) as home, host_on(home, 0) as host:
+        own = disk.usage(home, [], None)  # as a service's directory, it would be a limit of its own
+        assert 400 * MIB < own.capacity < 500 * MIB and own.used < 50 * MIB
         node = host.running(disk_bytes=80 << 30)
         with host.connect(node) as connection:
             connection.execute("create table kept as select 7 as i")

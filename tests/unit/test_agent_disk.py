@@ -28,9 +28,9 @@ def meter(used: int, capacity: int = 0, **more: Any) -> Meter:
     return Meter(SPEC, cluster, **given)
 
 
-def due(measured: Meter, grown: int = 0, host: Space = ROOMY, percent: int = 5) -> bool:
+def due(measured: Meter, grown: int = 0, moved: int = 0, host: Space = ROOMY, percent: int = 5) -> bool:
     watch = Watch(Path("/nowhere"), percent, list, lambda spec: None, lambda node: None)
-    watch._grown = grown
+    watch._grown, watch._moved = grown, max(grown, moved)
     watch.meters = {"n": measured}
     return watch._is_due(measured, host)
 
@@ -45,7 +45,9 @@ def test_share_and_what_is_left() -> None:
 
 def test_measured_when_it_may_be_near_its_limit() -> None:
     assert not due(meter(GIB))
-    assert due(meter(GIB, at=time.monotonic() - 61))
+    assert not due(meter(GIB, at=time.monotonic() - 61)), "nothing happens on the host"
+    assert due(meter(GIB, at=time.monotonic() - 61), moved=GIB), "something was freed"
+    assert due(meter(GIB, at=time.monotonic() - 601))
     assert not due(meter(GIB), grown=GIB)
     assert due(meter(GIB), grown=2 * GIB)
     assert due(meter(int(7.7 * GIB)), grown=64 << 20)
@@ -62,7 +64,7 @@ def test_a_stopped_service_is_left_alone() -> None:
     stopped.spec = msgspec.structs.replace(SPEC, desired="stopped")
     assert not due(stopped)
     stopped.at -= 31
-    assert due(stopped)
+    assert due(stopped, moved=GIB)
 
 
 def test_a_guard_is_what_its_file_says() -> None:

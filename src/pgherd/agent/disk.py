@@ -1,7 +1,7 @@
 """Keeps the disk from running full: services at their plan's limit, and the fastest growers when the host is short.
 
 It decides alone, without the control plane. A service is measured when the host's file system has taken so much since
-the last time that it could be near its limit, and once a minute in any case: idle services cost nothing. What is set
+the last time that it could be near its limit, and now and then in any case: idle services cost nothing. What is set
 lies in the node's configuration (`postgres_guard`), so it stays while no agent lives, and the next agent goes on from
 it.
 """
@@ -37,7 +37,8 @@ MOST_RESERVE = 20 * GIB
 #: Seconds between looks at the host's file system: while nothing happens, and while it grows by more than `_FAST`.
 _TICK, _SHORT_TICK = 0.5, 0.1
 _FAST = 1 << 20  # bytes within one tick; less than that is no growth worth a measurement
-_RARELY, _OFTEN = 60.0, 3.0  # seconds between measurements of a service that may not and that may be near its limit
+#: Seconds between measurements: while nothing happens on the host; of a service far from its limit; of one near it.
+_IDLE, _RARELY, _OFTEN = 600.0, 60.0, 3.0
 _SHARE = 10  # a measurement takes at most one tenth of the time
 _ON_PURPOSE = 2.0  # seconds that a session may write which was told not to, while far over the limit
 _FRESH = 10.0  # seconds for which a rate says something
@@ -48,7 +49,7 @@ _SEGMENT = 16 << 20
 
 @dataclass
 class Meter:
-    """What is known of one service's disk. `rate`: bytes a second of late; `mark`: see `Watch._grown`."""
+    """What is known of one service's disk. `rate`: bytes a second; `grown`, `moved`: the watch's at that time."""
 
     spec: NodeSpec
     cluster: Cluster
@@ -56,7 +57,8 @@ class Meter:
     at: float = float("-inf")
     rate: float = 0.0
     cost: float = 0.0
-    mark: int = 0
+    grown: int = 0
+    moved: int = 0
     guard: Guard = field(default_factory=Guard)
     loaded: bool = False
     busy: bool = False
@@ -104,7 +106,8 @@ class Watch:
         self.meters: dict[str, Meter] = {}
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="disk")
         self._free: int | None = None
-        self._grown = 0  # bytes that the host's file system has taken since the start; frees do not count against it
+        # Bytes that the host's file system has taken since the start, and taken or given back.
+        self._grown = self._moved = 0
         self._picked = 0.0
         self._tick = _TICK
 
@@ -131,8 +134,9 @@ class Watch:
         if not self._directory.exists():
             return
         host = disk.space(self._directory)
-        grown = max(0, (host.free if self._free is None else self._free) - host.free)
-        self._grown, self._free = self._grown + grown, host.free
+        taken = (host.free if self._free is None else self._free) - host.free
+        grown, self._free = max(0, taken), host.free
+        self._grown, self._moved = self._grown + grown, self._moved + abs(taken)
         self._tick = _SHORT_TICK if grown > _FAST else _TICK
         self._know()
         for node_id, meter in self.meters.items():
@@ -165,8 +169,10 @@ class Watch:
             together = sum(other.cost for other in self.meters.values())
             if age >= max(_OFTEN, together * _SHARE):
                 return True
-        # Frees hide what others take: half of what is left is not waited for.
-        return age >= _RARELY or self._grown - meter.mark >= max(meter.left / 4, _FAST)
+        # Within a tick frees hide what others take: all that is left is not waited for.
+        return age >= (_RARELY if self._moved - meter.moved >= _FAST else _IDLE) or self._grown - meter.grown >= max(
+            meter.left / 4, _FAST
+        )
 
     def _reserve(self, host: Space) -> int:
         return min(host.total * self._percent // 100, MOST_RESERVE)
@@ -174,7 +180,7 @@ class Watch:
     # --- one service, in a thread of the pool --------------------------------------------------------------
 
     def _measure(self, node_id: str, meter: Meter) -> None:
-        begun, mark, cluster = time.monotonic(), self._grown, meter.cluster
+        begun, grown, moved, cluster = time.monotonic(), self._grown, self._moved, meter.cluster
         try:
             usage = disk.usage(cluster.directory / "data", [cluster.run], cluster.account)
             if meter.usage is not None and begun > meter.at:
@@ -183,7 +189,7 @@ class Watch:
         except (PgherdError, OSError) as error:
             log.warning("node %s: its disk use is not known: %s", node_id, error)
             meter.rate = float("inf")
-        meter.at, meter.mark, meter.cost = begun, mark, time.monotonic() - begun
+        meter.at, meter.grown, meter.moved = begun, grown, moved
         try:
             self._decide(node_id, meter)
         except NotReady:
@@ -191,7 +197,7 @@ class Watch:
         except (PgherdError, OSError) as error:
             log.warning("node %s: the disk's guard: %s", node_id, error)
         finally:
-            meter.busy = False
+            meter.cost, meter.busy = time.monotonic() - begun, False
 
     def _decide(self, node_id: str, meter: Meter) -> None:
         if not meter.guard.why and meter.share >= FULL:
