@@ -146,7 +146,7 @@ class Watch:
         self._guard_host(host)
 
     def _know(self) -> None:
-        there = {spec.node_id: spec for spec in self._specs() if spec.desired != "absent"}
+        there = {spec.node_id: spec for spec in self._specs() if spec.desired in ("running", "stopped")}
         for gone in self.meters.keys() - there.keys():
             del self.meters[gone]
         for node_id, spec in there.items():
