@@ -58,7 +58,7 @@ def measure_loss(seconds: float = 20) -> list[tuple[str, str]]:
         name = instance.create()
         backup = f"/pgherd/v1/service/{name}/backup"
         instance.finished(instance.call("POST", backup, {}).json())
-        repo = next(instance.home.glob("backups/*/repo"))
+        repo = next(instance.home.glob("backups/*-*/repo"))
         ages: list[float] = []
         written: dict[str, float] = {}
         with psycopg.connect(instance.dsn(name), autocommit=True) as connection:

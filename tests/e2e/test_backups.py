@@ -76,9 +76,9 @@ def test_refusals(instance: Instance) -> None:
 def test_the_repository_goes_with_the_service(instance: Instance) -> None:
     name = instance.create()
     assert "full" in instance.run("backup", "create", name).stdout
-    before = {path.name for path in (instance.home / "backups").iterdir()}
+    before = {path.name for path in instance.home.glob("backups/*-*")}
     instance.delete(name)
-    after = {path.name for path in (instance.home / "backups").iterdir()}
+    after = {path.name for path in instance.home.glob("backups/*-*")}
     assert len(before - after) == 1 and not after - before
     assert instance.call("GET", f"/pgherd/v1/service/{name}/backup").status_code == 404
 
@@ -117,7 +117,7 @@ def test_backups_in_s3(bucket: Bucket) -> None:
         assert "full" in instance.run("backup", "create", name).stdout
         assert listed(instance, name)["repository"] == "s3"
         before = bucket.objects()
-        assert before > 4 and not list(instance.home.glob("backups/*/repo"))
+        assert before > 4 and not list(instance.home.glob("backups/*-*/repo"))
         bucket.front.fault = 403
         instance.sql(name, "create table t (i int)")
         until(lambda: "WAL segments wait" in reason(instance, name), 60, "the node says that segments wait")

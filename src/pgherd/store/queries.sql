@@ -392,7 +392,7 @@ select s.id, s.organization_id, s.wish, s.created_at, n.host_id,
 -- changed_problems --
 select r.service_id, s.organization_id, s.name, coalesce(n.status -> 'repository' ->> 'problem', '') as now
   from repository r join service s on s.id = r.service_id join node n on n.service_id = s.id
- where s.deleted_at is null and r.problem = '' <> (coalesce(n.status -> 'repository' ->> 'problem', '') = '');
+ where s.deleted_at is null and (r.problem = '') <> (coalesce(n.status -> 'repository' ->> 'problem', '') = '');
 
 -- note_problem --
 update repository set problem = %(problem)s where service_id = %(service_id)s;
