@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -84,13 +85,22 @@ def test_the_repository_goes_with_the_service(instance: Instance) -> None:
 
 
 def test_the_schedule(instance: Instance, untouched: str) -> None:
-    """The first backup comes by itself, and is told to whoever may read events only when something is wrong."""
+    """The first backup comes by itself, and then one at the time of the day that is wished for."""
     [first] = until(lambda: listed(instance, untouched)["backups"], 90, "the first backup follows by itself")
     assert first["type"] == "full"
     doctor = json.loads(instance.run("doctor", "-o", "json", check=False).stdout)
     assert [one["level"] for one in doctor if one["what"] == "backups"] == ["ok"]
-    [shown] = instance.client().get_dbaas_service_pg(name=untouched)["node-states"]
-    assert "reason" not in shown
+    assert reason(instance, untouched) == ""
+
+    def since() -> datetime:
+        """The minute that is running, when the first backup was over before it."""
+        return datetime.now(UTC).replace(second=0, microsecond=0)
+
+    until(lambda: datetime.fromisoformat(first["time"]) < since(), 70, "the next minute has begun")
+    schedule = {"backup-hour": since().hour, "backup-minute": since().minute}
+    changed = instance.client().update_dbaas_service_pg(name=untouched, backup_schedule=schedule)
+    assert instance.finished(changed)["state"] == "success"
+    until(lambda: listed(instance, untouched)["backups"][-1]["name"] != first["name"], 60, "the daily one follows")
 
 
 def reason(instance: Instance, name: str) -> str:

@@ -187,9 +187,11 @@ def _updates(row: DictRow, wish: Wish, days: int) -> list[dict[str, str]]:
 
 def _remark(status: dict[str, Any]) -> str:
     """What is to be known of a node that runs: a repository that does not work, a loss of the last days, data aside."""
-    origin = status.get("origin") or {}
-    if problem := (status.get("repository") or {}).get("problem", ""):
-        return str(problem)
+    origin, repository = status.get("origin") or {}, status.get("repository") or {}
+    if repository.get("problem"):
+        return str(repository["problem"])
+    if any(backup.get("damaged") for backup in repository.get("backups", [])[-1:]):
+        return f"Backup {repository['backups'][-1]['name']} met pages with a wrong checksum."
     if origin.get("lost") and datetime.datetime.now(datetime.UTC) - _time(origin["at"]) < LOSS_SHOWN:
         return str(origin["lost"])
     if origin.get("aside"):

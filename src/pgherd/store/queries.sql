@@ -390,9 +390,13 @@ select s.id, s.organization_id, s.wish, s.created_at, n.host_id,
  order by (select max(b ->> 'started_at') from jsonb_array_elements(n.status -> 'repository' -> 'backups') b) nulls first;
 
 -- changed_problems --
-select r.service_id, s.organization_id, s.name, coalesce(n.status -> 'repository' ->> 'problem', '') as now
-  from repository r join service s on s.id = r.service_id join node n on n.service_id = s.id
- where s.deleted_at is null and (r.problem = '') <> (coalesce(n.status -> 'repository' ->> 'problem', '') = '');
+select r.service_id, s.organization_id, s.name, found.problem as now
+  from repository r join service s on s.id = r.service_id join node n on n.service_id = s.id,
+       lateral (select n.status -> 'repository' -> 'backups' -> -1 as newest) last,
+       lateral (select coalesce(nullif(n.status -> 'repository' ->> 'problem', ''),
+                  case when (newest ->> 'damaged')::boolean
+                       then 'Backup ' || (newest ->> 'name') || ' met pages with a wrong checksum.' end, '') as problem) found
+ where s.deleted_at is null and (r.problem = '') <> (found.problem = '');
 
 -- note_problem --
 update repository set problem = %(problem)s where service_id = %(service_id)s;
