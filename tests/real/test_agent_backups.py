@@ -225,7 +225,7 @@ def test_a_job_ends_with_its_spec(host: RunningHost) -> None:
     until(lambda: not processes(host, node))
     host.until(node, lambda s: not s.jobs)
     node, backups = back_up(host, node, full=True)
-    assert len(backups) == 1
+    assert len(backups) in (1, 2)  # the first may have come to its end just before
     remove(host, node)
 
 

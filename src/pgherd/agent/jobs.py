@@ -141,7 +141,7 @@ class Jobs:
                 [*_GIVE_WAY, *work.argv], user=user, env=_ENVIRONMENT, kill_after_ms=1_000, oom_score_adj=300,
                 start=False, groups=work.groups, record=directory / "exit", network=work.network,
             ))  # fmt: skip
-            self._supervisor.once(service)
+            self._supervisor.once(service, directory / "exit")
         failpoints.passing(f"job {job.name} start end")
         log.info("node %s: job %s %s started", node_id, job.name, job.id)
         return True

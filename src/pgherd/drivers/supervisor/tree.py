@@ -192,15 +192,16 @@ class Supervisor:
         if not self._svc("-u", directory):
             raise HostFault(f"s6 does not start {name}.")
 
-    def once(self, name: str, wait: float = 10) -> None:
-        """Start a service whose end is its end; neither s6 nor a new scanner starts it again. See `Service.record`."""
+    def once(self, name: str, record: Path, wait: float = 10) -> None:
+        """Start a service whose end is its end; neither s6 nor a new scanner starts it again. See `Service.record`.
+
+        Returns when it runs or has run: what an earlier run left may still be ended meanwhile. Raises HostFault.
+        """
         self._ensure_supervised(name)
         directory = self._scan / name
-        before = self.changed_at(name)
         if not self._svc("-o", directory):
             raise HostFault(f"s6 does not start {name}.")
-        begun = lambda: self.lives(name) or self.changed_at(name) != before  # noqa: E731
-        processes.until(begun, wait, f"{name} does not start")
+        processes.until(lambda: self.lives(name) or record.exists(), wait, f"{name} does not start")
 
     def down(self, name: str, wait: float = 60) -> None:
         """Stop a service, an older copy that outlived its supervisor too; it stays down until `up`.
