@@ -98,9 +98,12 @@ class Bucket:
         self.ca = _certificate(base)
         self.front = Front(ports["proxy"], base)
         self.endpoint = f"localhost:{self.front.server_port}"
+
+    def make(self) -> None:
+        """Make the bucket, as soon as the server answers."""
         deadline = time.monotonic() + 120
-        while self._call(ports["proxy"], "PUT", f"/{self.bucket}") != 200:
-            assert time.monotonic() < deadline, self._answer + (base / "proxy.log").read_text()[-500:]
+        while self._call(self.front.behind, "PUT", f"/{self.bucket}") != 200:
+            assert time.monotonic() < deadline, self._answer + (self.base / "proxy.log").read_text()[-500:]
             time.sleep(0.05)
 
     def objects(self) -> int:
@@ -241,6 +244,9 @@ def bucket() -> Iterator[Bucket]:
     """One server for all tests of this process."""
     base = Path(tempfile.mkdtemp(prefix="pgherd-objects-", dir="/var/tmp"))
     made = Bucket(base)
-    yield made
-    made.close()
-    shutil.rmtree(base, ignore_errors=True)
+    try:
+        made.make()
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(base, ignore_errors=True)
