@@ -107,7 +107,7 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
 
     for _ in range(3):
         own.finished(client.update_dbaas_service_pg(name="kept", pg_settings={"jit": False}))
-    for name in ("born", "unwanted"):
+    for name in ("born", "unwanted", "moved"):
         own.create(name, pg_settings={"log_min_duration_statement": 1234})
     own.sql("born", "create table t as select 42 as a")
     own.finished(client.create_dbaas_postgres_user(service_name="born", username="reader"))
@@ -126,7 +126,9 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
         own.run("platform", "restore", "--yes", "--to", then)
         own.up()
         client = own.client()
-        found = until(lambda: set(unknown(own)) == {"born", "unwanted"} and unknown(own), 30, "the host reports both")
+        found = until(
+            lambda: set(unknown(own)) == {"born", "unwanted", "moved"} and unknown(own), 30, "the host reports them"
+        )
         assert session.execute("select a from t").fetchone() == (42,)
         names = {service["name"] for service in client.list_dbaas_services()["dbaas-services"]}
         assert names == {"kept", "deleted"}
@@ -136,7 +138,7 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
         until(lambda: "was deleted" in state_of(own, "deleted")[1], 30, "GET says what became of it")
         assert state_of(own, "deleted")[0] == "rebuilding"
         directories = own.node_directories()
-        assert len(directories) == 3
+        assert len(directories) == 4
         own.delete("deleted")
         assert own.node_directories() == directories
 
@@ -180,9 +182,18 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
     reset = client.reset_dbaas_postgres_user_password(service_name="born", username="avnadmin")
     assert own.finished(reset)["state"] == "success" and own.sql("born", "select a from t") == [(42,)]
 
+    # Its port was given away meanwhile.
+    port = found["moved"]["port"]
+    metadata(own, f"insert into port_block values ({port}, gen_random_uuid())")
+    own.run("host", "adopt", found["moved"]["id"])
+    until(lambda: state_of(own, "moved")[0] == "running", 30, "it runs on another port")
+    assert int(client.get_dbaas_service_pg(name="moved")["uri-params"]["port"]) != port
+    hidden = own.finished(client.reset_dbaas_postgres_user_password(service_name="moved", username="avnadmin"))
+    assert hidden["state"] == "success" and own.sql("moved", "select 1") == [(1,)]
+
     own.run("host", "forget", found["unwanted"]["id"], "--yes")
     until(lambda: not unknown(own), 30, "the forgotten node is gone")
-    assert len(own.node_directories()) == 2
+    assert len(own.node_directories()) == 3
     again = own.call("DELETE", f"/pgherd/v1/host/local/node/{found['unwanted']['id']}")
     assert again.status_code == 404
 
