@@ -181,7 +181,8 @@ def _server(repository: PlatformRepository, pgdata: Path, programs: Path) -> Ite
     with open(log, "w") as output:
         server = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", str(programs / "postgres"), "-D", str(pgdata), *options],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}, umask=0o077, **who,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}, umask=0o077, **who,
         )  # type: ignore[call-overload]  # fmt: skip
     try:
         _await_recovery(server, repository, pgdata, log)
