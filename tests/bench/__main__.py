@@ -21,6 +21,7 @@ import requests
 
 from tests.bench.backups import measure_backups, measure_loss
 from tests.bench.floor import Floor
+from tests.bench.forks import measure_forks
 from tests.bench.load import closed_loop, open_loop
 from tests.bench.pools import GATE, measure_pool
 from tests.bench.settings import measure_update
@@ -167,6 +168,7 @@ def main() -> None:
         pooled, ratio = measure_pool(instance, int(chosen.seconds * 3))
         rows += pooled
         rows += measure_creates(instance, chosen.runs)
+        rows += measure_forks(instance)
         rows += measure_backups(instance, chosen.scale)
     rows += measure_loss()
     version = subprocess.run(["/usr/lib/postgresql/15/bin/postgres", "--version"], capture_output=True, text=True)
