@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 import requests
 import urllib3
 
+from pgherd import sealing
 from pgherd.agent import metering, telemetry
 from pgherd.drivers import exporter, pgbouncer
 from pgherd.settings import Settings
-from pgherd.spec import NodeSpec, Pool
+from pgherd.spec import NodeSpec, Pool, Tls
 from pgherd.telemetry import MEASURES, LogPosition, LogQuestion, LogUnit
 from tests.plugins import host as plugin
 from tests.plugins.host import PASSWORD, RunningHost, rooted, until
@@ -33,10 +35,10 @@ _batches = itertools.count(1)
 @pytest.fixture(scope="module", autouse=True)
 def often() -> Iterator[None]:
     """Samples come with every observation."""
-    usual = metering.EVERY, metering.SOON, telemetry._SEND_EVERY
-    metering.EVERY = metering.SOON = telemetry._SEND_EVERY = 0.5
+    usual = metering.EVERY, metering.SOON, metering._POOLER_EVERY, telemetry._SEND_EVERY
+    metering.EVERY = metering.SOON = metering._POOLER_EVERY = telemetry._SEND_EVERY = 0.5
     yield
-    metering.EVERY, metering.SOON, telemetry._SEND_EVERY = usual
+    metering.EVERY, metering.SOON, metering._POOLER_EVERY, telemetry._SEND_EVERY = usual
 
 
 class Told:
@@ -226,14 +228,17 @@ def test_a_question_about_an_unknown_node_is_answered_with_nothing(told: Told) -
 
 
 def test_a_renewed_certificate_and_another_password_count_without_a_restart(told: Told) -> None:
-    pid = told.pid
-    told.spec = told.host.change(told.spec, monitor=told.host.monitor("another-one"))
+    pid, before = told.pid, told.spec.tls.certificate
+    for name in ("test.crt", "test.key"):
+        (told.host.home / name).unlink()
+    certificate, key = plugin._certificate(told.host.home)
+    sealed = sealing.seal(sealing.public_key(told.host.agent.host.private_key), key)
+    told.spec = told.host.change(told.spec, monitor=told.host.monitor("another-one"), tls=Tls(certificate, sealed))
     told.host.until_in_force(told.spec)
     until(lambda: "pg_up 1" in told.scrape("another-one"), 20)
     assert told.scrape() == "401" and told.pid == pid
-    argv = ["openssl", "s_client", "-connect", f"127.0.0.1:{told.spec.port + 3}"]
-    served = subprocess.run(argv, input="", capture_output=True, text=True, check=False).stdout
-    assert "".join(told.spec.tls.certificate.split("-----")[2].split()) in "".join(served.split())
+    served = ssl.get_server_certificate(("127.0.0.1", told.spec.port + 3))
+    assert served.split() == certificate.split() != before.split()
 
 
 def test_it_ends_with_its_node(told: Told) -> None:

@@ -23,6 +23,7 @@ from pgherd.telemetry import MEASURES, Sample
 
 EVERY = 26.0  # seconds; every third observation
 SOON = 5.0  # seconds from the first sample, which has no rates, to the second
+_POOLER_EVERY = 50.0  # seconds; asking PgBouncer costs a process, ten times the rest
 _LOAD_OVER = 300.0  # seconds
 _MOST_UNSENT = 20_000  # samples that wait for the metadata; then the oldest go
 _MOST_SENT = 2000  # in one call
@@ -40,6 +41,8 @@ class _Meter:
     load: float = 0.0
     traffic: Traffic | None = None
     port: int = 0
+    pooled: dict[str, list[dict[str, str]]] | None = None
+    pooler_due: float = 0.0
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Meters:
         meter.due = now + (EVERY if meter.at else SOON)
         groups = self.host.limits.groups(spec.node_id)
         used = usage.usage(groups, () if groups else usage.descendants(self._mains(spec)))
-        pooled = _pooled(convergence)
+        pooled = _pooled(convergence, meter)
         meter.port = spec.port
         traffic = self.counters.of(spec.port, [m.port for m in list(self._meters.values()) if m.port])
         elapsed = now - meter.at if meter.at else 0.0
@@ -107,11 +110,14 @@ class Meters:
         return [pid for name in names if (pid := self.host.supervisor.state(name).pid) > 0]
 
 
-def _pooled(convergence: Convergence) -> dict[str, list[dict[str, str]]] | None:
-    """What PgBouncer counts; None when there is none or it does not answer."""
+def _pooled(convergence: Convergence, meter: _Meter) -> dict[str, list[dict[str, str]]] | None:
+    """What PgBouncer counts, or counted a moment ago; None when there is none or it does not answer."""
     if not pgbouncer.is_wanted(convergence.spec):
-        return None
-    return pgbouncer.counted(convergence.pooling.console)
+        meter.pooled, meter.pooler_due = None, 0.0
+    elif time.monotonic() >= meter.pooler_due:
+        meter.pooled = pgbouncer.counted(convergence.pooling.console)
+        meter.pooler_due = time.monotonic() + _POOLER_EVERY if meter.pooled is not None else 0.0
+    return meter.pooled
 
 
 def _measured(
