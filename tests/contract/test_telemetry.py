@@ -208,7 +208,7 @@ def test_prometheus_reads_the_service_and_nobody_else_does(instance: Instance, c
     assert uri == {"host": found["host"], "port": found["port"]}
     until(lambda: "pg_up 1" in scrape(instance, found).text, 30, "the exporter answers")
     text = until(
-        lambda: _scraped(instance, found, "\npgbouncer_pools_server_idle_connections{"), 60, "PgBouncer is told of"
+        lambda: _scraped(instance, found, "\npgbouncer_pools_server_idle_connections{"), 120, "PgBouncer is told of"
     )
     for line in (
         "pg_exporter_last_scrape_error 0", 'pg_stat_database_xact_commit{datid="', "pg_settings_max_connections{",
