@@ -136,10 +136,6 @@ class Instance:
         pairs = (line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
         self.exports = {name: value.strip("'\"") for name, value in pairs}
         self.endpoint = self.exports["EXOSCALE_API_ENDPOINT"]
-        until(self._has_a_host, 30, "the agent has registered its host")
-
-    def _has_a_host(self) -> bool:
-        return any(host.get("versions") for host in self.call("GET", "/pgherd/v1/host").json()["hosts"])
 
     def client(self, key: tuple[str, str] | None = None) -> Client:
         """The official SDK's client; `on_response`, if there is one, looks at each of its answers."""

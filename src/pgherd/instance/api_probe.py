@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import ssl
+import time
 from typing import TYPE_CHECKING
 
 from pgherd.drivers.supervisor import Supervisor
@@ -52,6 +53,15 @@ def key_works(settings: Settings, key: str, secret: str) -> bool:
     return answer is None or answer.status_code != 403
 
 
+def offers_versions(settings: Settings, key: str, secret: str) -> bool:
+    """Whether a host has said which versions it has; until then every create would be refused."""
+    answer = _get(settings, "/v2/dbaas-service-type/pg", key, secret)
+    try:
+        return answer is None or answer.status_code != 200 or bool(answer.json()["available-versions"])
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
 def unknown_nodes(settings: Settings, key: str, secret: str) -> int:
     """How many nodes the hosts report that the metadata does not know; 0 as well when nobody answers that."""
     answer = _get(settings, "/pgherd/v1/host", key, secret)
@@ -90,6 +100,13 @@ def ensure_port_free(settings: Settings) -> None:
                 f"The API cannot listen on {settings.listen}: {error.strerror}."
                 " Choose another address with PGHERD_LISTEN."
             ) from None
+
+
+def wait_for_host(settings: Settings, key: str, secret: str) -> None:
+    """Wait until services can be created, or half a minute: then the processes' own words say why they cannot."""
+    deadline = time.monotonic() + _PATIENCE
+    while not offers_versions(settings, key, secret) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def wait_for_api(settings: Settings, supervisor: Supervisor) -> None:

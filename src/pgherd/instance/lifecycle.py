@@ -17,7 +17,7 @@ from pgherd.errors import Incorrect, PgherdError
 from pgherd.home import Home
 from pgherd.instance import credentials, effective
 from pgherd.instance.accounts import Accounts, accounts, ensure_accounts, run_as
-from pgherd.instance.api_probe import ensure_port_free, wait_for_api
+from pgherd.instance.api_probe import ensure_port_free, wait_for_api, wait_for_host
 from pgherd.instance.boot_unit import installed
 from pgherd.instance.layout import ensure_layout
 from pgherd.instance.leftovers import await_none
@@ -59,6 +59,8 @@ def up(environ: Mapping[str, str], say: Say) -> Settings:
         _prepare_backups(settings, who, say)
         _start_processes(settings, supervisor, differs)
         wait_for_api(settings, supervisor)
+        known = credentials.read(home.credentials)
+        wait_for_host(settings, known["key"], known["secret"])
         for name in NAMES:
             if supervisor.state(name).deaths:
                 say(f"warning: {name} does not stay up; its log: {home.logs / name / 'current'}")

@@ -1,4 +1,4 @@
--- As before (0014), and: whether the node has been in force once, so that its host never makes it an empty cluster again;
+-- As before (0010), and: whether the node has been in force once, so that its host never makes it an empty cluster again;
 -- and where its data is to come from only as long as an operation waits for it.
 create or replace function host_api.specs() returns setof jsonb
 language sql stable security definer set search_path = public, pg_temp as $$
