@@ -13,7 +13,7 @@ from pgherd.errors import Conflict
 from pgherd.model.origin import Origin
 from pgherd.model.plan import PLANS
 from pgherd.store.db import Transaction
-from pgherd.workflows.repositories import repository_for
+from pgherd.workflows.repositories import ensure_repository, repository_for
 from pgherd.workflows.run import Run
 
 
@@ -35,6 +35,7 @@ def origin_for(run: Run, tx: Transaction, row: DictRow, node: DictRow) -> spec.O
             return msgspec.convert(known, spec.Origin)
         raise Conflict("fork-from-service: the service was deleted before its data was taken over.")
     plan = PLANS[source_row["wish"]["plan"]]
+    ensure_repository(run.app, tx, source_row["id"])  # a service of a version that knew nothing of backups
     repository = repository_for(run.app, tx, source_row["id"], plan, node["public_key"], known.get("repository"))
     beside = [one for one in tx.rows("nodes", service_id=source_row["id"]) if one["host_id"] == node["host_id"]]
     return spec.Origin(
