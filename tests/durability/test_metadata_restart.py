@@ -16,7 +16,7 @@ from tests.plugins.instance import Instance, until
 
 LISTENERS = (
     "select count(*) from pg_stat_activity where query ilike 'listen%procrastinate_any_queue%' or query ilike"
-    " 'listen pgherd_status%' or query ilike 'listen pgherd_keys%'"
+    " 'listen pgherd_status%' or query ilike 'listen pgherd_answer%'"
 )
 SLOTS = "select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2"
 
