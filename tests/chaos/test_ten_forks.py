@@ -14,7 +14,7 @@ from tests.plugins.instance import running_instance
 def test_ten_random_times() -> None:
     draw = random.SystemRandom()
     with running_instance(archive_timeout_seconds="2") as instance:
-        source = instance.create()
+        source = instance.create(plan="startup-4")  # the smallest plan keeps one backup only
         instance.sql(source, "create table ledger (i int generated always as identity)")
         back_up(instance, source)
         moments = write(instance, source, 60)
