@@ -250,7 +250,7 @@ def test_the_window_acts_by_itself_once_the_service_is_well(aged: tuple[Instance
     finally:
         os.kill(pid, signal.SIGCONT)
     done = f"select string_agg(state, ',') from operation where kind = 'maintenance' and service_id = {mine}"
-    until(lambda: metadata(instance, done) == "success", 60, "the window acts, once")
+    until(lambda: metadata(instance, done) == "success", 120, "the window acts, once")
     assert waiting(instance, name) == []
     assert instance.sql(name, "show server_version")[0][0].split()[0] == programs.versions["postgresql"][1]
     instance.delete(name)
