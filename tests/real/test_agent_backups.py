@@ -185,7 +185,7 @@ def test_a_killed_backup_is_taken_all_the_same(host: RunningHost, at: str) -> No
     else:
         found = until(lambda: processes(host, node))
         if at == "middle":
-            host.until(node, lambda s: any(j.progress > 0.1 for j in s.jobs) or s.jobs[0].state == "done")
+            host.until(node, lambda s: any(j.progress > 0.1 or j.state == "done" for j in s.jobs))
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

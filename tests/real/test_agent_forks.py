@@ -182,6 +182,22 @@ def test_a_corrupt_newest_backup_is_passed_over(host: RunningHost, history: Hist
     host.change(spec, desired="absent")
 
 
+def test_a_segment_that_cannot_be_read_is_not_the_end_of_the_archive(host: RunningHost, history: History) -> None:
+    """PostgreSQL would take it for that, and come up without what follows."""
+    history.write(1)
+    segment = host.sql(history.node, "select pg_walfile_name(pg_switch_wal());").strip()
+    found = until(lambda: list((history.repository / "archive").rglob(f"{segment}-*.zst")))[0]
+    rows, content = history.rows(), found.read_bytes()
+    found.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
+    spec = history.fork()
+    status = host.until(spec, lambda s: s.state == "failed", 120)
+    assert "No backup can be restored: The archive cannot be read." in status.reason
+    found.write_bytes(content)
+    host.until_in_force(spec, 120)
+    assert history.rows(spec) == rows
+    host.change(spec, desired="absent")
+
+
 def test_a_time_that_cannot_be_had_is_refused_with_the_window(host: RunningHost, history: History) -> None:
     early, late = history.moments[0][0], "2100-01-01T00:00:00Z"
     for moment, words in ((early, "no backup"), (late, "after the last transaction")):
@@ -235,17 +251,28 @@ def test_lost_data_comes_back_from_the_repository(host: RunningHost, history: Hi
     shutil.rmtree(host.home / "nodes" / ".gone")
 
 
-def test_a_kept_node_has_only_its_repository_and_comes_back(host: RunningHost, history: History) -> None:
-    rows, user = history.rows(), host.account(history.node)
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_kept_node_has_only_its_repository_and_comes_back(host: RunningHost, history: History, crashed: bool) -> None:
+    """With all that was acknowledged, also when the server does not live any more, or was made anew just before."""
+    row, user = 2000 + crashed, host.account(history.node)
     with host.connect(history.node) as connection:
-        connection.execute("insert into history values (2000)")
-    history.node = host.change(history.node, desired="kept")
+        connection.execute("insert into history values (%s)", [row])
+    rows = history.rows()
+    if crashed:
+        host.stop()
+        host.agent.supervisor.remove(f"node-{history.node.node_id}", gently=False)
+    history.node = host.change(history.node, desired="kept", origin=None)
+    if crashed:
+        host.start()
     host.until(history.node, lambda s: s.state == "kept", 60)
     assert [path.name for path in host.directory(history.node).iterdir()] == ["slot.json"]
     origin = Origin(secrets.token_hex(8), own=True)
     history.node = host.change(history.node, desired="running", origin=origin, established=True)
     host.until_in_force(history.node, 90)
-    assert history.rows() == [*rows, 2000] and host.account(history.node) == user
+    assert row in rows and history.rows() == rows and host.account(history.node) == user
+
+
+def test_a_deleted_node_leaves_no_repository(host: RunningHost, history: History) -> None:
     host.change(history.node, desired="absent")
     host.until(history.node, lambda s: s.state == "absent", 60)
     assert not (host.home / "backups" / history.node.service_id).exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -36,6 +37,8 @@ from pgherd.drivers.supervisor import Service, Supervisor
 from pgherd.errors import HostFault, Interrupted, PgherdError, Unsupported
 from pgherd.home import Home
 from pgherd.spec import NodeSpec, NodeState, NodeStatus, Origin, TaskResult
+
+log = logging.getLogger("pgherd.agent")
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _START_PATIENCE = 8.0  # seconds; a longer start goes on while the agent does other things
@@ -140,6 +143,7 @@ class Convergence:
         """All that is left is the repository and the OS user whose it is; the last segment has gone there."""
         self._stop()
         self._do("stop", lambda: self.host.supervisor.remove(self.service, gently=True))
+        self._do("archive", self._archive_rest)
         for beside in (exporting.service_name(self.spec.node_id), pooling.service_name(self.spec.node_id)):
             self.host.supervisor.remove(beside, gently=False)
         self._do("delete", lambda: self.host.slots.empty(self.directory))
@@ -274,6 +278,17 @@ class Convergence:
     def _remove_repository(self) -> None:
         if self.spec.repository is not None:
             self.host.repositories.remove(self.spec.repository)
+
+    def _archive_rest(self) -> None:
+        """What was written last goes into the repository; what is damaged cannot, and goes with the data."""
+        repository = self.spec.repository
+        if repository is None or not self.directory.exists() or not origins.is_there(self.cluster):
+            return
+        try:
+            origins.ensure_ended(self.cluster)
+        except HostFault as error:
+            log.warning("node %s: what it wrote last may be lost: %s", self.spec.node_id, error)
+        self.host.repositories.push_rest(repository, self.cluster)
 
     def _render(self, cluster: Cluster, archive_command: str) -> dict[str, str]:
         spec, account = self.spec, cluster.account

@@ -169,10 +169,10 @@ class Watch:
             together = sum(other.cost for other in self.meters.values())
             if age >= max(_OFTEN, together * _SHARE):
                 return True
-        # Within a tick frees hide what others take: all that is left is not waited for.
-        return age >= (_RARELY if self._moved - meter.moved >= _FAST else _IDLE) or self._grown - meter.grown >= max(
-            meter.left / 4, _FAST
-        )
+        # Within a tick frees hide what others take: all that is left, to the service or to the host, is not waited for.
+        left = min(meter.left, max(0, host.free - self._reserve(host)))
+        growth = self._grown - meter.grown
+        return age >= (_RARELY if self._moved - meter.moved >= _FAST else _IDLE) or growth >= max(left / 4, _FAST)
 
     def _reserve(self, host: Space) -> int:
         return min(host.total * self._percent // 100, MOST_RESERVE)

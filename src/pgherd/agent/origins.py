@@ -109,7 +109,7 @@ class Maker:
                 raise
             return None
         failpoints.passing("origin copied")
-        self._recover(self.aside, [], "", "latest", signal=False)
+        self._recover(self.aside, "", "", "latest", signal=False)
         return Made()
 
     def _restored(self) -> Made:
@@ -166,7 +166,7 @@ class Maker:
             raise HostFault(f"Backup {backup.name} cannot be restored.", detail=_words(answer))
         failpoints.passing("origin restored")
         self.making.step = "replays the archive"
-        fetch = pgbackrest.command(program, config, "archive-get", f"--pg1-path={self.aside}")
+        fetch = pgbackrest.fetch(program, config, self.aside)
         return self._recover(self.aside, fetch, target, str(timeline), signal=True)
 
     def _undone(self) -> Made:
@@ -185,9 +185,7 @@ class Maker:
         )
         if answer.code == 9:
             raise Impossible("There is no earlier data to bring back.")
-        fetch = pgbackrest.command(
-            self.repositories.installed(), self._config, "archive-get", f"--pg1-path={self.aside}"
-        )
+        fetch = pgbackrest.fetch(self.repositories.installed(), self._config, self.aside)
         recovered = self._recover(self.aside, fetch, "", "current", signal=True)
         if not recovered.timeline:
             raise HostFault("The earlier data does not recover.", detail=repository.service_id)
@@ -195,7 +193,7 @@ class Maker:
 
     # --- recovery ------------------------------------------------------------------------------------------
 
-    def _recover(self, pgdata: Path, fetch: Sequence[str], target: str, timeline: str, *, signal: bool) -> Recovered:
+    def _recover(self, pgdata: Path, fetch: str, target: str, timeline: str, *, signal: bool) -> Recovered:
         """Recover; with `signal` from the archive too, and on to a new timeline. May run again: on to another one."""
         self._go_on()
         if signal:
@@ -206,7 +204,11 @@ class Maker:
         failpoints.passing("origin recovered")
         found = recovery.parse(answer.err)
         if answer.code != 0 and not found.short:
-            raise HostFault("The data does not recover.", detail=recovery.complaint(answer.err)[:300])
+            words = recovery.complaint(answer.err)
+            unread = words.startswith("could not restore file")
+            raise HostFault(
+                "The archive cannot be read." if unread else "The data does not recover.", detail=words[:300]
+            )
         return found
 
     def _mark(self, source: Cluster) -> bool:
@@ -320,6 +322,17 @@ def exchange(cluster: Cluster, origin_id: str) -> None:
     answer = run(cluster.account, argv, timeout=600)
     if answer.code != 0:
         raise HostFault("A node's new data cannot be put in place.", detail=answer.err[-300:])
+
+
+def ensure_ended(cluster: Cluster) -> None:
+    """The stopped cluster ended in order, so that what it wrote last is ready to be archived. Raises HostFault."""
+    shown = run(cluster.account, [f"{cluster.program.bin}/pg_controldata", "-D", str(cluster.pgdata)])
+    if re.search(rb"cluster state: +shut down\n", shown.out):
+        return
+    argv = recovery.command(cluster.program.bin, cluster.config, cluster.pgdata, "", "", "latest")
+    answer = run(cluster.account, argv, stdin=b"SELECT 1;\n\n", timeout=_DAY)
+    if answer.code != 0:
+        raise HostFault("The data does not recover.", detail=recovery.complaint(answer.err)[:300])
 
 
 def is_there(cluster: Cluster, name: str = "pgdata") -> bool:

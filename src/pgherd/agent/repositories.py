@@ -147,6 +147,15 @@ class Repositories:
         self.note(repository.service_id, record)
         config_files.install(cluster.config, pgbackrest.READY, "", cluster.account)
 
+    def push_rest(self, repository: Repository, cluster: Cluster) -> None:
+        """All that the stopped cluster has written is in the repository, if that was made. Raises HostFault.
+
+        A node that was made anew archives only once it was looked at, so there may be more than the last segment.
+        """
+        if self.record(repository.service_id).ready:
+            push = pgbackrest.push_rest(self.installed(), cluster.config, cluster.pgdata)
+            self.run(push, cluster.account, timeout=600)
+
     def info(self, cluster: Cluster) -> Info:
         """What is in it. Raises HostFault."""
         answer = self.run(pgbackrest.info(self.installed(), cluster.config), cluster.account)

@@ -187,12 +187,32 @@ def archive_command(config: Path) -> str:
     return f"/bin/sh {script} %p"
 
 
+def push_rest(program: Program, config: Path, pgdata: Path) -> list[str]:
+    """Push what a stopped cluster still has to archive, however much that is; ends at the first that does not go."""
+    push = shlex.join(command(program, config, "archive-push", "--no-archive-async", "--reset-archive-push-queue-max"))
+    script = (
+        'cd "$1/pg_wal/archive_status" || exit 0; for ready in *.ready; do [ -e "$ready" ] || break;'
+        f' {push} "$1/pg_wal/${{ready%.ready}}" || exit; mv "$ready" "${{ready%.ready}}.done"; done'
+    )
+    return ["/bin/sh", "-c", script, "sh", str(pgdata)]
+
+
 # --- commands: argument lists without secrets ----------------------------------------------------------------
 
 
 def command(program: Program, config: Path, name: str, *options: str) -> list[str]:
     """One command with the configuration in the directory `config`."""
     return [str(program.path), f"--config={config / CONFIG}", f"--stanza={STANZA}", *options, name]
+
+
+def fetch(program: Program, config: Path, pgdata: Path) -> str:
+    """PostgreSQL's `restore_command` for a cluster in `pgdata`.
+
+    PostgreSQL takes every exit code up to 125 for the end of the archive, and pgBackRest ends with one of those when it
+    fails. That there is no such segment is 1; anything else is tried again and then ends the recovery.
+    """
+    get = shlex.join(command(program, config, "archive-get", f"--pg1-path={pgdata}")).replace("%", "%%")
+    return f'for pause in 1 2 4 0; do {get} "%f" "%p" && exit 0; [ $? -ne 1 ] || exit 1; sleep $pause; done; exit 255'
 
 
 def stanza_create(program: Program, config: Path) -> list[str]:

@@ -7,7 +7,6 @@ worker of a subscription and no archiver, and is over when it is done.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,14 +31,13 @@ class Recovered:
     short: bool
 
 
-def command(programs: Path, config: Path, pgdata: Path, fetch: Sequence[str], target: str, timeline: str) -> list[str]:
+def command(programs: Path, config: Path, pgdata: Path, fetch: str, target: str, timeline: str) -> list[str]:
     """The server, of the directory `programs`, on `pgdata` with the cluster's configuration in `config`.
 
-    `fetch`: the command that gets a segment, before name and destination; none: there are only those of `pgdata`.
+    `fetch`: the `restore_command`; empty: there are only the segments of `pgdata`.
 
     `target`: RFC 3339, empty: to the end. `timeline`: a number, `latest` or `current`.
     """
-    restore = " ".join(map(shlex.quote, fetch)).replace("%", "%%") + ' "%f" "%p"' if fetch else "false"
     values = {
         "config_file": config / "postgresql.conf",
         "hot_standby": "off",
@@ -52,7 +50,7 @@ def command(programs: Path, config: Path, pgdata: Path, fetch: Sequence[str], ta
         "log_min_messages": "warning",
         "log_timezone": "UTC",
         "ssl": "off",
-        "restore_command": restore,
+        "restore_command": fetch or "false",
         "recovery_target_timeline": timeline,
         "recovery_target_action": "promote",
     }
