@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import backups, disk, exporting, features, origins, pooling, report, tasks, warm
+from pgherd.agent import backups, disk, exporting, features, origins, owned, pooling, report, tasks, warm
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.makings import Makings
 from pgherd.agent.origins import Impossible, Source
@@ -251,8 +251,8 @@ class Convergence:
     def _ensure_configuration(self) -> None:
         cluster = self.cluster
         group = cluster.account
-        warm.make_owned(cluster.run, group)
-        warm.make_owned(cluster.directory / "data", group)
+        owned.make(cluster.run, group)
+        owned.make(cluster.directory / "data", group)
         cluster.config.mkdir(mode=0o750, exist_ok=True)
         if group is not None:
             os.chown(cluster.config, 0, group.gid)

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from pgherd import sealing, unprivileged
+from pgherd.agent import owned
 from pgherd.drivers import config_files, pgbackrest
 from pgherd.drivers.pgbackrest import Info, Place, Program, Secrets
 from pgherd.drivers.postgres import Cluster
@@ -124,7 +125,7 @@ class Repositories:
             record.user, record.uid, record.gid = account.name, account.uid, account.gid
             self.note(repository.service_id, record)
         if repository.kind == "directory":
-            _make_repo(directory / "repo", account)
+            owned.make(directory / "repo", account, 0o750)
 
     # --- what is done with it ------------------------------------------------------------------------------
 
@@ -170,40 +171,16 @@ class Repositories:
         account = Account(record.user, record.uid, record.gid) if record.uid else None
         if repository.kind == "s3" and record.ready:
             self._empty_bucket(repository, directory, account)
-        _delete_as_owner(directory / "repo", account)
+        owned.delete(directory / "repo")
         shutil.rmtree(directory)
 
     def _empty_bucket(self, repository: Repository, directory: Path, account: Account | None) -> None:
         """From a configuration of its own: the node's may be gone."""
         work = directory / "removal"
-        _make_repo(work, account)
+        owned.make(work, account, 0o750)
         place = Place(work / "none", work, 1, work, directory, work)
         self.install(repository, place, account)
         program = self.installed()
         self.run(pgbackrest.stop(program, directory), account)
         self.run(pgbackrest.stanza_delete(program, directory), account, timeout=600)
-        _delete_as_owner(work, account)
-
-
-def _make_repo(repo: Path, account: Account | None) -> None:
-    """Let the directory exist for the account, readable for its group, in one that only root writes."""
-    if repo.exists():
-        return
-    aside = repo.with_name(f".{repo.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        aside.rmdir()
-    aside.mkdir(mode=0o750)
-    if account is not None:
-        os.chown(aside, account.uid, account.gid, follow_symlinks=False)
-    aside.rename(repo)
-
-
-def _delete_as_owner(directory: Path, account: Account | None) -> None:
-    """Empty a directory under its owner's uid (root's hand could be led elsewhere), then remove it."""
-    if not directory.exists():
-        return
-    empty = 'find "$1" -mindepth 1 -delete'
-    answer = unprivileged.run(account, ["/bin/sh", "-c", empty, "sh", str(directory)], timeout=600)
-    if answer.code != 0:
-        raise HostFault("A repository cannot be deleted.", detail=answer.err[-300:])
-    os.rmdir(directory)
+        owned.delete(work)

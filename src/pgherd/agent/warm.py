@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from pgherd import unprivileged
+from pgherd.agent import owned
 from pgherd.drivers import os_users, postgres
 from pgherd.drivers.os_users import OsUsers
 from pgherd.drivers.postgres import Cluster, Program
@@ -69,7 +69,7 @@ class Slots:
             word = owner.removeprefix("pgherd-") if owner else secrets.token_hex(4)
             slot = Slot(word, f"pgherd-{word}" if self._users.rooted else "", "", postgres.locale())
             (aside / "slot.json").write_bytes(msgspec.json.encode(slot))
-        make_owned(aside / "data", self._users.ensure(slot.user))
+        owned.make(aside / "data", self._users.ensure(slot.user))
         aside.rename(directory)
 
     def empty(self, directory: Path) -> None:
@@ -78,7 +78,7 @@ class Slots:
             return
         os_users.end_processes(self.account(directory))
         for part in ("data", "run"):
-            self._delete_as_owner(directory / part)
+            owned.delete(directory / part)
         for path in directory.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -117,7 +117,7 @@ class Slots:
         name = slot.user if slot else f"pgherd-{directory.name.removeprefix(_MAKING)}"
         os_users.end_processes(os_users.find(name))
         for part in ("data", "run"):
-            self._delete_as_owner(directory / part)
+            owned.delete(directory / part)
         if name:
             self._users.delete(name)
         shutil.rmtree(directory)
@@ -157,41 +157,13 @@ class Slots:
             account = self._users.ensure(f"pgherd-{slot}")
             record = Slot(slot, account.name if account else "", postgres.key(program), postgres.locale())
             (making / "slot.json").write_bytes(msgspec.json.encode(record))
-            make_owned(making / "data", account)
+            owned.make(making / "data", account)
             postgres.create(Cluster(program, making, account), idle=idle)
         except BaseException:
             with contextlib.suppress(HostFault, OSError):
                 self.discard(making)
             raise
         return making
-
-    def _delete_as_owner(self, part: Path) -> None:
-        """Empty a directory under its owner's uid (root's hand could be led elsewhere), then remove it."""
-        try:
-            status = os.lstat(part)
-        except FileNotFoundError:
-            return
-        account = Account("", status.st_uid, status.st_gid) if self._users.rooted and status.st_uid != 0 else None
-        if not self._users.rooted or account is not None:
-            delete = 'find "$1" -mindepth 1 -delete'
-            empty = f'{delete} 2>/dev/null || {{ chmod -R u+rwX "$1"; {delete}; }}'
-            answer = unprivileged.run(account, ["/bin/sh", "-c", empty, "sh", str(part)], timeout=600)
-            if answer.code != 0:
-                raise HostFault("The data of a node cannot be deleted.", detail=answer.err[-300:])
-        os.rmdir(part)
-
-
-def make_owned(directory: Path, account: Account | None) -> None:
-    """Let `directory`, in one that only root writes, exist for `account` alone."""
-    if directory.exists():
-        return
-    aside = directory.with_name(f".{directory.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        aside.rmdir()
-    aside.mkdir(mode=0o700)
-    if account is not None:
-        os.chown(aside, account.uid, account.gid, follow_symlinks=False)
-    aside.rename(directory)
 
 
 def read_slot(directory: Path) -> Slot | None:

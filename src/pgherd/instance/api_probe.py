@@ -102,11 +102,12 @@ def ensure_port_free(settings: Settings) -> None:
             ) from None
 
 
-def wait_for_host(settings: Settings, key: str, secret: str) -> None:
-    """Wait until services can be created, or half a minute: then the processes' own words say why they cannot."""
+def wait_for_host(settings: Settings, key: str, secret: str) -> bool:
+    """Wait until services can be created; False when that is not so after half a minute."""
     deadline = time.monotonic() + _PATIENCE
-    while not offers_versions(settings, key, secret) and time.monotonic() < deadline:
+    while not (ready := offers_versions(settings, key, secret)) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return ready
 
 
 def wait_for_api(settings: Settings, supervisor: Supervisor) -> None:

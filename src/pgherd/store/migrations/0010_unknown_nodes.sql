@@ -49,17 +49,4 @@ begin
        set report = excluded.report, port = excluded.port, seen_at = now();
 end $$;
 
--- As before (0001), and the forgotten ones: their hosts delete them.
-create or replace function host_api.specs() returns setof jsonb
-language sql stable security definer set search_path = public, pg_temp as $$
-    select n.spec || jsonb_build_object('generation', n.generation)
-      from node n join host h on h.id = n.host_id
-     where h.login = session_user and n.spec is not null
-    union all
-    select u.report -> 'spec' || jsonb_build_object('desired', 'absent', 'task', null, 'jobs', '[]'::jsonb,
-           'generation', (u.report #>> '{spec,generation}')::bigint + 1)
-      from unknown_node u join host h on h.id = u.host_id
-     where h.login = session_user and u.doomed and not exists (select 1 from node k where k.id = u.node_id);
-$$;
-
 revoke all on all functions in schema host_api from public;

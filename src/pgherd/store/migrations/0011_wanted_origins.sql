@@ -1,5 +1,5 @@
--- As before (0010), and: whether the node has been in force once, so that its host never makes it an empty cluster again;
--- and where its data is to come from only as long as an operation waits for it.
+-- As before (0001), and: whether the node has been in force once, so that its host never makes it an empty cluster again;
+-- where its data is to come from only as long as an operation waits for it; and the forgotten nodes: their hosts delete them.
 create or replace function host_api.specs() returns setof jsonb
 language sql stable security definer set search_path = public, pg_temp as $$
     select n.spec || jsonb_build_object('generation', n.generation, 'established', s.settled is not null)
