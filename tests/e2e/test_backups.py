@@ -139,6 +139,14 @@ def test_backups_in_s3(bucket: Bucket) -> None:
         assert "ok" in instance.run("backup", "create", name).stdout
         until(lambda: not reason(instance, name), 60, "all is well again")
         until(lambda: "work again" in events(instance, name)[0], 30, "an event says so too")
+        # The metadata's repository is in the bucket too, and comes back from there.
+        instance.run("platform", "backup")
+        state = json.loads(instance.run("platform", "status", "-o", "json").stdout)
+        assert state["ready"] and len(state["backups"]) == 1
+        assert not [path for path in (instance.home / "backups/platform").rglob("*") if path.is_file()]
+        instance.run("platform", "restore", "--yes")
+        instance.up()
+        assert instance.sql(name, "select count(*) from t") == [(0,)]
         instance.delete(name)
         assert bucket.objects() < before
         logs = subprocess.run(["grep", "-r", "-l", bucket.secret, str(instance.home / "log")], capture_output=True)

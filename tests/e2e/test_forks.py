@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from exoscale.api.exceptions import ExoscaleAPIClientException
 
-from tests.contract.processes import metadata
+from tests.contract.processes import metadata, stopped
 from tests.plugins.instance import Instance, running_instance, until
 
 
@@ -167,6 +167,56 @@ def test_in_place_and_back_by_the_command_line(
     assert mine.run("service", "create", "later", "--plan", "hobbyist-2", "--fork-from", source).returncode == 0
     assert rows(mine, "later") == []
     mine.delete("later")
+
+    mine.run("service", "restore", source, "--to", moment.isoformat(), "--yes")
+    before = list((mine.home / "nodes" / node_of(mine, source) / "data").glob("before-*"))
+    mine.run("service", "restore", source, "--confirm", "--yes")
+    assert len(before) == 1 and not before[0].exists() and rows(mine, source) == list(range(1, last + 1))
+    gone = mine.run("service", "restore", source, "--undo", "--yes", check=False)
+    assert gone.returncode and "No data of" in gone.stderr
+
+
+def node_of(instance: Instance, name: str) -> str:
+    mine = f"s.name = '{name}' and s.deleted_at is null"
+    return metadata(instance, f"select n.id from node n join service s on s.id = n.service_id where {mine}")
+
+
+def test_what_the_hosts_last_word_speaks_against_is_refused(mine: Instance, source: str) -> None:
+    """While the agent is down: a plan that is too small for the data, and a second restore beside one that waits."""
+    node, now = node_of(mine, source), datetime.now(UTC).isoformat()
+    mine.sql(source, "insert into ledger default values")
+    until(lambda: window(mine, source)["window"]["latest"] > now, 60, "the archive goes on after now")
+    with stopped(mine, "agent"):
+        used = metadata(mine, f"select status -> 'disk_used' from node where id = '{node}'")
+        report = "update node set status = jsonb_set(status, '{{disk_used}}', '{0}') where id = '{1}'"
+        metadata(mine, report.format(7 << 30, node))
+        with pytest.raises(ExoscaleAPIClientException, match=r"409.*8 GiB of disk.*uses 7.0 GiB.*125 %"):
+            mine.client().create_dbaas_service_pg(name="large", plan="hobbyist-2", fork_from_service=source)
+        metadata(mine, report.format(used, node))
+        restore = f"/pgherd/v1/service/{source}/restore"
+        first = mine.call("POST", restore, {"to": now})
+        assert first.status_code == 200, first.text
+        second = mine.call("POST", restore, {"to": datetime.now(UTC).isoformat()})
+        assert second.status_code == 409 and "wait for its end" in second.text
+    assert mine.finished(first.json(), 120)["state"] == "success"
+
+
+def test_a_source_that_is_deleted_while_its_fork_is_made(instance: Instance) -> None:
+    """The fork has all of the data or does not come; nothing of either is left in the end."""
+    name = instance.create()
+    instance.sql(name, "create table ledger (i int generated always as identity, t text)")
+    instance.sql(name, "insert into ledger (t) select repeat('x', 1000) from generate_series(1, 100000)")
+    node, before = node_of(instance, name), set(instance.node_directories())
+    operation = instance.client().create_dbaas_service_pg(name=f"{name}-f", plan="hobbyist-2", fork_from_service=name)
+    until(lambda: set(instance.node_directories()) - before, 20, "the fork has begun")
+    instance.delete(name)
+    done = instance.finished(operation, 120)
+    if done["state"] == "success":
+        assert instance.sql(f"{name}-f", "select count(*), max(i) from ledger") == [(100_000, 100_000)]
+    else:
+        assert done["reason"] in ("conflict", "fault") and done["message"], done
+    instance.delete(f"{name}-f")
+    until(lambda: node not in instance.node_directories(), 30, "nothing of the source is left")
 
 
 def test_a_deleted_service_comes_back_with_all_that_was_written(mine: Instance) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,8 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
     own.run("platform", "backup")
     shown = json.loads(own.run("platform", "status", "-o", "json").stdout)
     assert shown["ready"] and len(shown["backups"]) >= 1
+    ended = datetime.fromisoformat(shown["backups"][-1]["time"])
+    until(lambda: datetime.now(UTC) > ended + timedelta(seconds=1.1), 10, "the backup's second is over")
     then = datetime.now(UTC).isoformat()
 
     for _ in range(3):
@@ -122,7 +124,8 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
     with psycopg.connect(dsn) as session:
         early = own.run("platform", "restore", "--yes", "--to", "2001-01-01T00:00:00Z", check=False)
         late = own.run("platform", "restore", "--yes", "--to", "2999-01-01T00:00:00Z", check=False)
-        assert (early.returncode, late.returncode) == (1, 1) and "still to come" in late.stderr, early.stderr
+        assert early.returncode == 1 and "no backup had ended by this time" in early.stderr
+        assert late.returncode == 1 and "still to come" in late.stderr
         own.run("platform", "restore", "--yes", "--to", then)
         own.up()
         client = own.client()
@@ -219,3 +222,30 @@ def test_the_machine_is_lost(own: Instance, tmp_path: Path) -> None:
         until(lambda: "gone" in state_of(other, "kept")[1], 90, "GET says what became of its data")
         assert state_of(other, "kept")[0] != "running"
         assert [p["name"] for p in client.get_dbaas_service_pg(name="born")["connection-pools"]] == ["p"]
+
+
+RESTORE = ("restored", "recovered", "stopped", "noted", "put aside", "swapped")
+
+
+@pytest.mark.timeout(300)
+def test_a_restore_of_the_metadata_may_be_killed_anywhere() -> None:
+    """Run again, or after `up` alone, all is there; services never notice."""
+    with running_instance(failpoints=True) as fragile:
+        name = fragile.create()
+        fragile.run("platform", "backup")
+        with psycopg.connect(fragile.dsn(name), autocommit=True) as session:
+            for place in RESTORE:
+                (fragile.failpoints / "arm").write_text(f"platform restore {place} kill")
+                killed = fragile.run("platform", "restore", "--yes", check=False)
+                assert killed.returncode == -9, (place, killed)
+                if place in ("noted", "put aside", "swapped"):
+                    fragile.up()
+                    services = fragile.client().list_dbaas_services()["dbaas-services"]
+                    assert [one["name"] for one in services] == [name], place
+            fragile.run("platform", "restore", "--yes")
+            fragile.up()
+            done = fragile.finished(fragile.client().update_dbaas_service_pg(name=name, work_mem=7))
+            assert done["state"] == "success"
+            until(lambda: session.execute("show work_mem").fetchone() == ("7MB",), 10, "the old session follows")
+        left = {path.name for path in (fragile.home / "metadata").iterdir()}
+        assert not left & {"restoring", "swapping", "restoring-run", "restoring.log"}, left

@@ -145,7 +145,7 @@ class Bucket:
 
 class Front(http.server.ThreadingHTTPServer):
     """Ends TLS and passes requests on. `fault`: None, a status that it answers instead, `close` (no answer), `half` (an
-    object is cut in the middle while it is written) or `slow`."""
+    object is cut in the middle while it is written), `slow`, or `skew` (what S3 says to a clock that is wrong)."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -181,6 +181,9 @@ class _Passage(http.server.BaseHTTPRequestHandler):
             self.server.failed += 1
         if isinstance(fault, int):
             self._answer(fault, {}, b"<Error><Code>Injected</Code></Error>")
+            return
+        if fault == "skew":
+            self._answer(403, {}, b"<Error><Code>RequestTimeTooSkewed</Code></Error>")
             return
         if fault == "close":
             self.close_connection = True

@@ -18,6 +18,7 @@ import pytest
 from pgherd import sealing, unprivileged
 from pgherd.agent import backups as care
 from pgherd.drivers import pgbackrest
+from pgherd.drivers.postgres import NotReady
 from pgherd.spec import S3, Backup, Job, JobStatus, NodeSpec, NodeStatus, Repository, RepositoryStatus
 from tests.plugins.host import RunningHost, rooted, until
 from tests.plugins.objects import Bucket
@@ -169,6 +170,26 @@ def processes(host: RunningHost, node: NodeSpec) -> list[int]:
             ):
                 found.append(int(entry.name))
     return found
+
+
+def test_segments_are_archived_in_time_after_a_restart_too(host: RunningHost) -> None:
+    """PostgreSQL's checkpointer sleeps up to five minutes after a start before it heeds archive_timeout."""
+    kept = repository(host, archive_timeout=1)
+    node = host.running(repository=kept, service_id=kept.service_id)
+    ready(host, node)
+    host.agent.supervisor.restart(f"node-{node.node_id}")
+
+    def awake() -> bool:
+        with contextlib.suppress(NotReady):
+            return host.sql(node, "select pg_conf_load_time() > pg_postmaster_start_time();").strip() == "t"
+        return False
+
+    until(awake)
+    write(host, node)
+    segment = host.sql(node, "select pg_walfile_name(pg_current_wal_lsn());").strip()
+    archived = f"select coalesce(last_archived_wal >= '{segment}', false) from pg_stat_archiver;"
+    until(lambda: host.sql(node, archived).strip() == "t", 20)
+    remove(host, node)
 
 
 @pytest.mark.parametrize("at", ["start", "middle", "wrapper"])

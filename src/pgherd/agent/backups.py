@@ -6,6 +6,7 @@ Nothing here is part of a spec's coming into force: a service answers before its
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -248,8 +249,11 @@ def needed(backups: list[Backup], keep: int, now: datetime) -> int:
 def push_error(place: Place, account: unprivileged.Account | None) -> str:
     """Why pgBackRest could not push a segment, as it noted it beside those on their way; empty: it did not say."""
     directory = place.spool / "archive" / pgbackrest.STANZA / "out"
-    argv = ["/bin/sh", "-c", 'cat "$1"/*.error 2>/dev/null | head -c 500', "sh", str(directory)]
+    argv = ["/bin/sh", "-c", 'cat "$1"/*.error 2>/dev/null | head -c 4000', "sh", str(directory)]
     said = unprivileged.run(account, argv, timeout=5).out.decode(errors="replace")
+    if refusal := re.search(r"HTTP request failed with [^:\n]*", said):
+        code = re.search(r"<Code>(\w{1,60})</Code>", said)  # of S3: the clock, the key, the bucket
+        return f"{refusal[0]} {code[1]}" if code else refusal[0]
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.strip().isdigit()]
     return next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")
 

@@ -316,6 +316,9 @@ def observing(cut: str, *, more: str = "NULL") -> str:
     """The SQL of `observe`; `cut` is an SQL number that ends connections that are not allowed, see `hba.count_cut`.
 
     `more` is an SQL expression for JSON that is asked for in the same breath.
+
+    A server that has never reloaded does so: its checkpointer began while it was starting up, and until something wakes
+    it, for up to `checkpoint_timeout`, it does not heed `archive_timeout`.
     """
     return f"""
     SELECT json_build_object(
@@ -338,6 +341,7 @@ def observing(cut: str, *, more: str = "NULL") -> str:
          'at', coalesce(to_char(last_archived_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), ''),
          'fails', coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false),
          'waiting', (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready')) FROM pg_stat_archiver),
+      'woken', (SELECT pg_reload_conf() WHERE pg_conf_load_time() <= pg_postmaster_start_time()),
       'more', {more},
       'cut', {cut});
     """

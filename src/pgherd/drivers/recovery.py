@@ -53,6 +53,7 @@ def command(programs: Path, config: Path, pgdata: Path, fetch: str, target: str,
         "restore_command": fetch or "false",
         "recovery_target_timeline": timeline,
         "recovery_target_action": "promote",
+        "recovery_init_sync_method": "syncfs",  # the files are new: one call instead of one for each
     }
     if target:
         values["recovery_target_time"] = target.replace("Z", "+00")

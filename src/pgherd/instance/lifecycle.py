@@ -61,7 +61,9 @@ def up(environ: Mapping[str, str], say: Say) -> Settings:
         wait_for_api(settings, supervisor)
         known = credentials.read(home.credentials)
         if not wait_for_host(settings, known["key"], known["secret"]):
-            say("warning: no host offers a version of PostgreSQL yet, so no service can be created: see `pgherd doctor`")
+            say(
+                "warning: no host offers a version of PostgreSQL yet, so no service can be created: see `pgherd doctor`"
+            )
         for name in NAMES:
             if supervisor.state(name).deaths:
                 say(f"warning: {name} does not stay up; its log: {home.logs / name / 'current'}")

@@ -7,6 +7,7 @@ import pwd
 import shutil
 from pathlib import Path
 
+from pgherd import failpoints
 from pgherd.drivers.supervisor import Service, Supervisor
 from pgherd.errors import HostFault
 from pgherd.home import Home
@@ -176,6 +177,7 @@ def finish_swap(home: Home) -> None:
     data, restored, kept = home.metadata / "data", home.metadata / RESTORING, home.metadata / note.read_text().strip()
     if data.exists() and not kept.exists():
         data.rename(kept)
+    failpoints.passing("restore put aside")
     if restored.exists():
         restored.rename(data)
     note.unlink()

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pgherd import failpoints
 from pgherd.drivers import pgbackrest
 from pgherd.errors import HostFault, Incorrect
 from pgherd.instance import effective, lifecycle
@@ -72,14 +73,19 @@ def restore(environ: Mapping[str, str], to: str) -> int:
     repository.ensure_configuration()
     supervisor = supervisor_of(home, who)
     running = supervisor.scanner_alive()
+    failpoints.name_process("platform")
     with lifecycle.alone(home):
+        finish_swap(home)
         if running:
             _archive_all(repository)
         _recover(repository, target)
+        failpoints.passing("restore recovered")
         if running:
             for name in (*(n for n in NAMES if n != "agent"), METADATA):
                 supervisor.down(name)
+        failpoints.passing("restore stopped")
         kept = _swap(repository)
+    failpoints.passing("restore swapped")
     print(f"The metadata is restored; what it was lies in {kept}.")
     if running:
         lifecycle.up(dict(environ), lambda text: print(text, file=sys.stderr))
@@ -153,7 +159,13 @@ def _recover(repository: PlatformRepository, target: list[str]) -> None:
         shutil.chown(aside, *ids(database))
     program = repository.installed()
     # The recovered cluster archives into the same repository again, on a timeline of its own.
-    repository.run(pgbackrest.restore(program, repository.config, pgdata=aside, target=target, archive=True))
+    try:
+        repository.run(pgbackrest.restore(program, repository.config, pgdata=aside, target=target, archive=True))
+    except HostFault as error:
+        if target and "unable to find backup set" in str(error):
+            raise Incorrect("to: no backup had ended by this time; see `pgherd platform status`.") from None
+        raise
+    failpoints.passing("restore restored")
     major = run_as(database, ["cat", str(aside / "PG_VERSION")]).stdout.strip()
     with _server(repository, aside, postgres_directory(repository.settings, major)):
         pass
@@ -172,6 +184,7 @@ def _server(repository: PlatformRepository, pgdata: Path, programs: Path) -> Ite
         "max_connections": 32 + repository.settings.worker_concurrency, "max_worker_processes": 2,
         "hba_file": repository.config / "pg_hba.conf", "ident_file": repository.config / "pg_ident.conf",
         "config_file": repository.config / "postgresql.conf", "data_directory": pgdata,
+        "restore_command": pgbackrest.fetch(repository.installed(), repository.config, pgdata),
     }  # fmt: skip
     options = [word for key, value in values.items() for word in ("-c", f"{key}={value}")]
     who: dict[str, object] = {}
@@ -219,6 +232,7 @@ def _swap(repository: PlatformRepository) -> Path:
     home = repository.home
     kept = home.metadata / f"before-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     write_file(home.metadata / SWAPPING, kept.name + "\n", 0o600)
+    failpoints.passing("restore noted")
     finish_swap(home)
     # The key in it may be one that the restored metadata does not know; `up` makes another.
     home.credentials.unlink(missing_ok=True)

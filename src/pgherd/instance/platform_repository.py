@@ -50,7 +50,11 @@ class PlatformRepository:
             return {"archive_mode": "on", "archive_command": "/bin/true", "archive_timeout": 0}
         timeout = self.settings.archive_timeout_seconds
         command = pgbackrest.archive_command(self.config)
-        return {"archive_mode": "on", "archive_command": command, "archive_timeout": timeout}
+        # After a start the checkpointer sleeps as long as this before it heeds archive_timeout.
+        soon = max(30, min(timeout, 300))
+        return {
+            "archive_mode": "on", "archive_command": command, "archive_timeout": timeout, "checkpoint_timeout": soon,
+        }  # fmt: skip
 
     def ensure_script(self) -> None:
         """What PostgreSQL calls for each segment is there before it starts; until the repository is, they are let go.
