@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 
+from tests.bench import gates
 from tests.plugins.instance import Instance, running_instance, until
 
 _PGBENCH = "/usr/lib/postgresql/15/bin/pgbench"
@@ -37,6 +38,7 @@ def measure_backups(instance: Instance, scale: int, runs: int = 3) -> list[tuple
     instance.delete(name)
     here, there = size / statistics.median(ours), size / statistics.median(hand)
     what = f"full backup of {size:.0f} MiB, median of {runs}"
+    gates.at_least("throughput of a backup beside pgBackRest by hand", here / there, 0.9)
     return [(what, f"{here:.0f} MiB/s | {there:.0f} MiB/s | {here / there:.2f}")]
 
 

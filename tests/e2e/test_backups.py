@@ -147,7 +147,8 @@ def test_backups_in_s3(bucket: Bucket) -> None:
         instance.run("platform", "restore", "--yes")
         instance.up()
         assert instance.sql(name, "select count(*) from t") == [(0,)]
+        together = bucket.objects()
         instance.delete(name)
-        assert bucket.objects() < before
+        assert bucket.objects() < together - before // 2  # the metadata's archive grows meanwhile
         logs = subprocess.run(["grep", "-r", "-l", bucket.secret, str(instance.home / "log")], capture_output=True)
         assert logs.stdout == b""

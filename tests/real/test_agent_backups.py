@@ -227,7 +227,8 @@ def test_a_backup_outlives_the_agent(host: RunningHost) -> None:
     before = until(lambda: processes(host, node))
     host.stop()
     host.start()
-    assert set(processes(host, node)) <= set(before) or not processes(host, node)
+    after = processes(host, node)  # it may have more by now, or have ended
+    assert not after or set(before) & set(after)
     done, status = ended(host, node, job)
     record = json.loads((host.home / "agent/jobs" / f"{node.node_id}.backup" / "job.json").read_text())
     assert (done.state, record["tries"]) == ("done", 1)

@@ -33,12 +33,13 @@ def fill(connection: psycopg.Connection[Any], table: str, megabytes: int) -> Non
     )
 
 
-def fill_until_refused(connection: psycopg.Connection[Any], seconds: float = 60) -> str:
-    """Write in small transactions until the server refuses; what it says then."""
+def fill_until_refused(connection: psycopg.Connection[Any], seconds: float = 60, pause: float = 0) -> str:
+    """Write in small transactions until the server refuses; what it says then. `pause`: seconds between two."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             fill(connection, "heap", 4)
+            time.sleep(pause)
         except psycopg.Error as error:
             return str(error)
     raise AssertionError(f"nothing was refused within {seconds} s")
@@ -130,7 +131,8 @@ def host_on(home: Path, reserve: int) -> Iterator[RunningHost]:
 
 @rooted
 def test_a_host_that_runs_short_stops_only_the_one_that_grows() -> None:
-    with file_system(1200 * MIB) as home, host_on(home, 20) as host:
+    """The host's reserve is small here, and the disk fast: at most 200 MiB a second leave time to switch."""
+    with file_system(1200 * MIB) as home, host_on(home, 40) as host:
         steady, growing = host.running(disk_bytes=80 << 30), host.running(disk_bytes=80 << 30)
         ended = threading.Event()
         written: list[int] = []
@@ -146,7 +148,7 @@ def test_a_host_that_runs_short_stops_only_the_one_that_grows() -> None:
         thread.start()
         try:
             with host.connect(growing) as connection:
-                said = fill_until_refused(connection)
+                said = fill_until_refused(connection, pause=0.04)
             assert "read-only" in said or "terminating connection" in said
             assert host.until(growing, lambda s: s.read_only != "").read_only == "host"
             before = len(written)
