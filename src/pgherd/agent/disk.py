@@ -139,11 +139,11 @@ class Watch:
         self._grown, self._moved = self._grown + grown, self._moved + abs(taken)
         self._tick = _SHORT_TICK if grown > _FAST else _TICK
         self._know()
+        self._guard_host(host)  # before the measurements, which keep a meter busy
         for node_id, meter in self.meters.items():
             if not meter.busy and self._is_due(meter, host):
                 meter.busy = True
                 self._pool.submit(self._measure, node_id, meter)
-        self._guard_host(host)
 
     def _know(self) -> None:
         there = {spec.node_id: spec for spec in self._specs() if spec.desired in ("running", "stopped")}
@@ -254,10 +254,12 @@ class Watch:
         growers.sort(key=lambda grower: -grower[0])
         # The fastest one, and look again; all of them when half of the reserve is gone.
         for _, node_id, meter in growers if host.free < reserve // 2 else growers[:1]:
-            self._picked = now
-            self._switch(node_id, meter, "host")
+            if self._switch(node_id, meter, "host"):
+                self._picked = now
 
-    def _switch(self, node_id: str, meter: Meter, why: str) -> None:
+    def _switch(self, node_id: str, meter: Meter, why: str) -> bool:
+        """Set the guard, in a thread; False when the meter is busy, to be tried again at the next look."""
+
         def switch() -> None:
             try:
                 self._set(node_id, meter, why)
@@ -269,9 +271,11 @@ class Watch:
             finally:
                 meter.busy = False
 
-        if not meter.busy:
-            meter.busy = True
-            self._pool.submit(switch)
+        if meter.busy:
+            return False
+        meter.busy = True
+        self._pool.submit(switch)
+        return True
 
 
 def guard_of(cluster: Cluster) -> Guard:
