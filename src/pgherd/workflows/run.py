@@ -80,10 +80,13 @@ class Run:
             work(self)
         failpoints.passing(f"{self.kind} {name} done")
 
-    def until(self, waiting: Callable[[Run], str | None]) -> None:
-        """Wait until `waiting` gives no reason to wait any more. Raises GiveBack when patience ends first."""
+    def until(self, waiting: Callable[[Run], str | None], later: float = LATER_PATIENCE) -> None:
+        """Wait until `waiting` gives no reason to wait any more. Raises GiveBack when patience ends first.
+
+        `later`: seconds of patience of a run that came back.
+        """
         assert self.app.wakeups is not None
-        end = time.monotonic() + (PATIENCE if self.attempt == 1 else LATER_PATIENCE)
+        end = time.monotonic() + (PATIENCE if self.attempt == 1 else later)
         while True:
             mark = self.app.wakeups.mark(str(self.service))
             reason = waiting(self)
