@@ -245,10 +245,8 @@ def test_lost_data_is_made_anew_and_said_so(mine: Instance) -> None:
     mine.sql(name, "create table filler as select generate_series(1, 1000)")
     newest = until(lambda: window(mine, name).get("window", {}).get("latest"), 90, "archived")
     until(lambda: window(mine, name)["window"]["latest"] > newest, 90, "the last segment has gone")
-    owner = metadata(mine, f"select n.id from node n join service s on s.id = n.service_id where s.name = '{name}'")
-    subprocess.run(
-        ["sh", "-c", f"until rm -rf {mine.home}/nodes/{owner}/data/pgdata; do :; done"], check=True, timeout=30
-    )
+    pgdata = mine.home / "nodes" / node_of(mine, name) / "data/pgdata"
+    subprocess.run(["sh", "-c", f"until rm -rf {pgdata}; do :; done"], check=True, timeout=30)
 
     def back() -> bool:
         with contextlib.suppress(psycopg.OperationalError):
