@@ -7,7 +7,6 @@ without new code here.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import time
@@ -20,7 +19,6 @@ from typing import Any
 import psycopg
 import pytest
 import requests
-from exoscale_auth import ExoscaleV2Auth
 
 from tests.contract.processes import metadata
 from tests.plugins.instance import Instance, until
@@ -52,25 +50,14 @@ def trace(instance: Instance) -> Path:
     return path
 
 
-class SignedAnew(ExoscaleV2Auth):  # type: ignore[misc]
-    """Gives each request an end of its own: two like ones of one second would be one request (decision 0005)."""
-
-    _number = itertools.count()
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        self._sign_request(request, int(time.time()) + 100 + next(self._number) % 500)
-        return request
-
-
 def insist(instance: Instance, method: str, path: str, body: Any = None, own: bool = False) -> dict[str, Any]:
     """Sign once and send until there is an answer, as the Go clients do; then poll to the end. `own`: not of /v2."""
     url = (instance.endpoint.removesuffix("/v2") + "/pgherd/v1" if own else instance.endpoint) + path
-    request = requests.Request(method, url, json=body, auth=SignedAnew(*instance.key)).prepare()
+    request = instance.sign(requests.Request(method, url, json=body))
     end = time.monotonic() + 20
     while True:
         try:
-            with requests.Session() as session:
-                answer = session.send(request, timeout=30)
+            answer = instance.send(request)
             break
         except requests.ConnectionError:
             assert time.monotonic() < end, "the API did not come back within 20 s"

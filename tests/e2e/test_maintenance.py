@@ -150,7 +150,9 @@ class Gap:
 
 
 def maintain(instance: Instance, name: str) -> None:
-    done = instance.finished(instance.client().start_dbaas_pg_maintenance(name=name))
+    # Not by the SDK, for which two starts of one second are one (decision 0005).
+    answer = instance.call("PUT", f"/v2/dbaas-postgres/{name}/maintenance/start")
+    done = instance.finished(answer.json())
     assert done["state"] == "success", done
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,18 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
     assert len(own.node_directories()) == 3
     again = own.call("DELETE", f"/pgherd/v1/host/local/node/{found['unwanted']['id']}")
     assert again.status_code == 404
+
+
+def test_backups_of_the_metadata_wait_for_each_other(own: Instance) -> None:
+    """As one asked for while the agent takes that of the day."""
+
+    def count() -> int:
+        return len(json.loads(own.run("platform", "status", "-o", "json").stdout)["backups"])
+
+    before = count()
+    with ThreadPoolExecutor(3) as pool:
+        said = [done.stderr for done in pool.map(lambda _: own.run("platform", "backup"), range(3))]
+    assert count() == before + 3 and any("waiting for its end" in text for text in said), said
 
 
 def test_the_machine_is_lost(own: Instance, tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ class Platform:
             return _LOOK_EVERY
         # The name is the same until the backup is there, for an agent that takes over too.
         job = Job(f"after-{known[-1].name if known else 'none'}", "backup", full=_wants_full(known), scheduled=True)
-        argv = pgbackrest.backup(self._program, self._config, full=job.full, fast=False)
+        # Its checkpoint is small, and a backup that waits for the next one would keep `platform backup` waiting too.
+        argv = pgbackrest.backup(self._program, self._config, full=job.full, fast=True)
         words = pgbackrest.progress, pgbackrest.complaint
         status = self._jobs.ensure(NODE, job, Work(argv, self._account, (), *words))
         if status.state not in ("done", "failed"):

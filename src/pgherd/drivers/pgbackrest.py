@@ -23,6 +23,8 @@ from pgherd.spec import Backup, Repository
 STANZA = "main"
 #: The file in a node's configuration directory that lets segments go: without it they wait.
 READY = "archiving"
+#: The exit code of a command that another one keeps out.
+LOCKED = 50
 CONFIG, PUSH, CA = "pgbackrest.conf", "pgbackrest-push", "repository-ca.crt"
 _PLACES = ("/usr/local/lib/pgherd/pgbackrest/bin/pgbackrest", "/usr/bin/pgbackrest")
 _BLOCKS = (2, 46)  # the first version that stores only the changed blocks of large files

@@ -7,6 +7,8 @@ whoever restores the metadata needs both. The agent makes the repository and bac
 from __future__ import annotations
 
 import os
+import sys
+import time
 from dataclasses import dataclass
 
 from pgherd.drivers import pgbackrest
@@ -22,6 +24,7 @@ NAME = "platform"  # its directory under HOME/backups, its path in a bucket
 PORT = 5432  # of the metadata's socket
 #: Bytes of WAL that may wait for the repository before it is given up.
 _QUEUE = 1 << 30
+_PATIENCE = 600.0  # seconds for another command that works at the repository
 
 
 @dataclass
@@ -108,8 +111,18 @@ class PlatformRepository:
         return self.program
 
     def run(self, argv: list[str]) -> str:
-        """Run one command as the metadata server's user; what it prints. Raises HostFault with its words."""
-        done = run_as(self.who.database, argv, check=False)
+        """Run one command as the metadata server's user; what it prints. Raises HostFault with its words.
+
+        It waits for one that works at the repository already, such as the agent's backup of the day.
+        """
+        deadline, told = time.monotonic() + _PATIENCE, False
+        while (done := run_as(self.who.database, argv, check=False)).returncode == pgbackrest.LOCKED:
+            if time.monotonic() > deadline:
+                break
+            if not told:
+                print("Another backup of the metadata is being made; waiting for its end.", file=sys.stderr)
+            told = True
+            time.sleep(0.5)
         if done.returncode != 0:
             said = pgbackrest.complaint((done.stdout + done.stderr).splitlines()[-50:])
             raise HostFault(f"The repository of the metadata: {said or 'no reason given'}")

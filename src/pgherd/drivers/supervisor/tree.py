@@ -77,7 +77,7 @@ class Supervisor:
             processes.until(self.scanner_alive, 10, "s6-svscan does not start")
             return True
 
-    def stop_scanner(self, first: Sequence[str] = (), last: Sequence[str] = (), wait: float = 60) -> None:
+    def stop_scanner(self, first: Sequence[str] = (), last: Sequence[str] = (), wait: float = 90) -> None:
         """Stop every service (`first` in their order, the rest at once, `last` in their order), then the scanner.
 
         What runs again at the next start of the scanner is not changed.
@@ -203,10 +203,11 @@ class Supervisor:
             raise HostFault(f"s6 does not start {name}.")
         processes.until(lambda: self.lives(name) or record.exists(), wait, f"{name} does not start")
 
-    def down(self, name: str, wait: float = 60) -> None:
+    def down(self, name: str, wait: float = 90) -> None:
         """Stop a service, an older copy that outlived its supervisor too; it stays down until `up`.
 
-        SIGKILL follows after the service's `kill_after_ms`. Raises HostFault when it lives on after `wait` seconds.
+        SIGKILL follows after the service's `kill_after_ms`, which `wait` (seconds) has to outlast. Raises HostFault when
+        it lives on then.
         """
         if not (self._scan / name / "run").exists():
             return
@@ -214,7 +215,7 @@ class Supervisor:
         self._ensure_supervised(name)
         self._stop(name, wait)
 
-    def restart(self, name: str, wait: float = 60) -> None:
+    def restart(self, name: str, wait: float = 90) -> None:
         """Stop a service and start it again."""
         self._ensure_supervised(name)
         self._stop(name, wait)
