@@ -32,7 +32,7 @@ class Rounds:
             (10, lambda tx: verifications.start_due(app, tx)),
             (10, services.remove_kept),
             (10, services.tell_losses),
-            (30, services.roll_platform),
+            (10, services.roll_platform),
             (10, services.keep_power),
             (5, lambda tx: upkeep.keep(app, tx, datetime.now(UTC))),
             (60, telemetry.forget_questions),
