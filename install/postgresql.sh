@@ -23,8 +23,8 @@ for major in "$@"; do
     if [ -x "/$programs/bin/postgres" ]; then continue; fi
     case $major in
         15) release=bookworm more= ;;
-        17) release=trixie more=postgresql-17-timescaledb ;;
-        18) release=forky more=postgresql-18-timescaledb ;;
+        17) release=trixie more="postgresql-17-timescaledb postgresql-17-pgvector" ;;
+        18) release=forky more="postgresql-18-timescaledb postgresql-18-pgvector" ;;
         *) fail "no Debian release has PostgreSQL $major; install it and name its directory in PGHERD_POSTGRES_BINDIRS" ;;
     esac
     prefix=$place/postgresql-$major
@@ -35,7 +35,7 @@ for major in "$@"; do
     export ASIDE_THEN="
         rm -f $programs/lib/llvmjit.so $programs/bin/*.py
         cp '$here'/postgresql/pgherd* usr/share/postgresql/$major/extension/"
-    # shellcheck disable=SC2086 - one word or none
+    # shellcheck disable=SC2086 - words or none
     sh "$here/aside.sh" "$prefix" "$release" "postgresql-$major" "postgresql-client-$major" \
         "postgresql-$major-pgaudit" "postgresql-$major-pgextwlist" "postgresql-$major-partman" $more
     "$prefix/$programs/bin/postgres" --version >/dev/null || fail "PostgreSQL $major of Debian $release does not run here"

@@ -90,7 +90,7 @@ def test_row_11_users_without_the_databases_privileges(fort: Fort) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["pg_tle", "vector", "pgherd", "plpgsql"])
+@pytest.mark.parametrize("name", ["pg_tle", "h3", "pgherd", "plpgsql"])
 def test_row_12_an_allowed_name_without_a_file_of_ours(fort: Fort, attacker: str, name: str) -> None:
     before = fort.superuser("SELECT string_agg(extname || extowner, ',') FROM pg_extension", "defaultdb")
     fort.refused(attacker, f"CREATE EXTENSION {name}")

@@ -48,6 +48,16 @@ def test_its_locale_and_icu_are_there(host: RunningHost, node: NodeSpec) -> None
         assert connection.execute("SELECT 'ä' < 'z' COLLATE \"de-x-icu\", 'ä' < 'z'").fetchone() == (True, True)
 
 
+def test_vectors_are_searched(host: RunningHost, node: NodeSpec) -> None:
+    with host.connect(node) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute("CREATE TABLE items (id int, at vector(2))")
+        connection.execute("INSERT INTO items VALUES (1, '[1,2]'), (2, '[5,6]'), (3, '[1,3]')")
+        connection.execute("CREATE INDEX ON items USING hnsw (at vector_l2_ops)")
+        nearest = connection.execute("SELECT id FROM items ORDER BY at <-> '[5,5]' LIMIT 1").fetchone()
+        assert nearest == (2,)
+
+
 def test_its_walls_stand(host: RunningHost, node: NodeSpec) -> None:
     with host.connect(node) as connection:
         connection.execute("CREATE EXTENSION hstore")

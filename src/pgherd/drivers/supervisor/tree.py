@@ -206,8 +206,8 @@ class Supervisor:
     def down(self, name: str, wait: float = 90) -> None:
         """Stop a service, an older copy that outlived its supervisor too; it stays down until `up`.
 
-        SIGKILL follows after the service's `kill_after_ms`, which `wait` (seconds) has to outlast. Raises HostFault when
-        it lives on then.
+        SIGKILL follows after the service's `kill_after_ms`, which `wait`, in seconds, has to outlast. Raises HostFault
+        when it lives on then.
         """
         if not (self._scan / name / "run").exists():
             return
