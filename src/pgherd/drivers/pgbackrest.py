@@ -189,6 +189,14 @@ def archive_command(config: Path) -> str:
     return f"/bin/sh {script} %p"
 
 
+# --- commands: argument lists without secrets ----------------------------------------------------------------
+
+
+def command(program: Program, config: Path, name: str, *options: str) -> list[str]:
+    """One command with the configuration in the directory `config`."""
+    return [str(program.path), f"--config={config / CONFIG}", f"--stanza={STANZA}", *options, name]
+
+
 def push_rest(program: Program, config: Path, pgdata: Path) -> list[str]:
     """Push what a stopped cluster still has to archive, however much that is; ends at the first that does not go."""
     push = shlex.join(command(program, config, "archive-push", "--no-archive-async", "--reset-archive-push-queue-max"))
@@ -197,14 +205,6 @@ def push_rest(program: Program, config: Path, pgdata: Path) -> list[str]:
         f' {push} "$1/pg_wal/${{ready%.ready}}" || exit; mv "$ready" "${{ready%.ready}}.done"; done'
     )
     return ["/bin/sh", "-c", script, "sh", str(pgdata)]
-
-
-# --- commands: argument lists without secrets ----------------------------------------------------------------
-
-
-def command(program: Program, config: Path, name: str, *options: str) -> list[str]:
-    """One command with the configuration in the directory `config`."""
-    return [str(program.path), f"--config={config / CONFIG}", f"--stanza={STANZA}", *options, name]
 
 
 def fetch(program: Program, config: Path, pgdata: Path) -> str:

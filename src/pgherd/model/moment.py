@@ -39,6 +39,19 @@ def first_moment(repository: RepositoryStatus) -> datetime | None:
     return min(ends) + timedelta(seconds=1) if ends else None
 
 
+def gap(repository: RepositoryStatus) -> tuple[datetime, datetime | None] | None:
+    """From when until when nothing can be restored, because segments were given up; no end: no backup came since.
+
+    What they held is older than that by as long as they had waited, which only a recovery finds out.
+    """
+    first, begin = first_moment(repository), repository.gap_at and datetime.fromisoformat(repository.gap_at)
+    if first is None or not begin or begin < first:
+        return None
+    sound = [backup for backup in repository.backups if not backup.damaged]
+    ends = [datetime.fromisoformat(b.ended_at) for b in sound if datetime.fromisoformat(b.started_at) > begin]
+    return begin, min(ends) + timedelta(seconds=1) if ends else None
+
+
 def check_moment(
     moment: datetime | None, repository: RepositoryStatus | None, field: str, *, lives: bool, now: datetime
 ) -> None:
@@ -50,13 +63,26 @@ def check_moment(
     if moment is not None and moment > now + timedelta(seconds=AHEAD):
         raise Incorrect(f"{field}: {written(moment)} lies in the future; {window(repository, now, lives=lives)}")
     first = first_moment(repository) if repository else None
-    if first is None:
+    if repository is None or first is None:
         if moment is None and lives:
             return
         raise Conflict(f"{field}: {window(repository, now, lives=lives)}")
     if moment is not None and moment < first:
         raise Incorrect(
             f"{field}: {written(moment)} lies before the first backup; {window(repository, now, lives=lives)}"
+        )
+    begin, end = gap(repository) or (None, None)
+    if begin is None or (end is not None and (moment is None or moment >= end)):
+        return
+    if moment is None and not lives:
+        raise Conflict(
+            f"{field}: what was written after {written(begin)} is not in the archive, where segments were given up;"
+            f" name a time with recovery-backup-time: {window(repository, now, lives=lives)}"
+        )
+    if moment is not None and moment >= begin:
+        raise Incorrect(
+            f"{field}: {written(moment)} is not in the archive, where segments were given up;"
+            f" {window(repository, now, lives=lives)}"
         )
 
 
@@ -66,4 +92,8 @@ def window(repository: RepositoryStatus | None, now: datetime, *, lives: bool) -
     if repository is None or first is None:
         return "the service has no backup yet, so only its present state can be had, and only while it runs."
     last = written(now.replace(microsecond=0)) if lives else repository.archived_at or "the end of its archive"
-    return f"possible is {written(first)} to {last}."
+    if (hole := gap(repository)) is None:
+        return f"possible is {written(first)} to {last}."
+    begin, end = hole
+    after = f", and {written(end)} to {last}" if end else ""
+    return f"possible is {written(first)} to {written(begin)} at the latest{after}."
