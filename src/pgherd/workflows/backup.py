@@ -72,7 +72,7 @@ def take(run: Run) -> None:
     change_specs(run, with_job)
     # The end follows the last progress by the time that it takes to list the repository: a status that arrives just
     # while the run is given back wakes nobody.
-    run.until(job_is_done, later=0.5)
+    run.until(job_is_done)
 
 
 def job_is_done(run: Run) -> str | None:

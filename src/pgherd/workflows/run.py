@@ -25,7 +25,14 @@ FAULTS = 5
 
 
 class GiveBack(Exception):
-    """The run waits for a host; the job comes again when a status arrives, or after some seconds."""
+    """The run waits for a host; the job comes again when a status arrives, or after some seconds.
+
+    `service`, `mark`: of whom it waits for a status, and where the notifications stood before its last look.
+    """
+
+    def __init__(self, reason: str, service: str = "", mark: int = 0) -> None:
+        super().__init__(reason)
+        self.service, self.mark = service, mark
 
 
 class Superseded(Exception):
@@ -80,23 +87,20 @@ class Run:
             work(self)
         failpoints.passing(f"{self.kind} {name} done")
 
-    def until(self, waiting: Callable[[Run], str | None], later: float = LATER_PATIENCE) -> None:
-        """Wait until `waiting` gives no reason to wait any more. Raises GiveBack when patience ends first.
-
-        `later`: seconds of patience of a run that came back.
-        """
+    def until(self, waiting: Callable[[Run], str | None]) -> None:
+        """Wait until `waiting` gives no reason to wait any more. Raises GiveBack when patience ends first."""
         assert self.app.wakeups is not None
-        end = time.monotonic() + (PATIENCE if self.attempt == 1 else later)
+        service, end = str(self.service), time.monotonic() + (PATIENCE if self.attempt == 1 else LATER_PATIENCE)
         while True:
-            mark = self.app.wakeups.mark(str(self.service))
+            mark = self.app.wakeups.mark(service)
             reason = waiting(self)
             if reason is None:
                 return
             self.check()
             left = end - time.monotonic()
             if left <= 0:
-                raise GiveBack(reason)
-            self.app.wakeups.wait(str(self.service), mark, min(left, 0.5))
+                raise GiveBack(reason, service, mark)
+            self.app.wakeups.wait(service, mark, min(left, 0.5))
 
     def succeed(self) -> None:
         """End the operation in success."""

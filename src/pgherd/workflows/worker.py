@@ -43,6 +43,7 @@ from pgherd.workflows import (
 )
 from pgherd.workflows.app import App
 from pgherd.workflows.run import GiveBack, Run, Superseded, carry_out
+from pgherd.workflows.wakeups import Wakeups
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +68,18 @@ MOST_SLOTS = 64
 
 
 class _Comeback(procrastinate.BaseRetryStrategy):
-    """A job that gave back comes again after seconds, more the longer it waits, or at once when a status wakes it."""
+    """A job that gave back comes again after seconds, more the longer it waits, or at once when a status wakes it.
+
+    `looked`: by the job's id, of which service its run waits for a status, and where the notifications stood when it
+    looked last.
+    """
+
+    def __init__(self) -> None:
+        self.looked: dict[int, tuple[str, int]] = {}
 
     def get_retry_decision(self, *, exception: BaseException, job: Job) -> procrastinate.RetryDecision | None:
+        if isinstance(exception, GiveBack) and exception.service and job.id:
+            self.looked[job.id] = exception.service, exception.mark
         wait = min(0.5 + job.attempts / 8, 4.0) if isinstance(exception, GiveBack) else min(1.0 + job.attempts, 10.0)
         return procrastinate.RetryDecision(retry_at=datetime.now(UTC) + timedelta(seconds=wait))
 
@@ -128,8 +138,11 @@ def _queue(app: App, url: str, slot: Slot) -> procrastinate.App:
     connector = procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=3, reconnect_timeout=RECONNECT)
     queue = procrastinate.App(connector=connector)
     _outlive_outages(queue.job_manager)
+    comeback = _Comeback()
+    assert app.wakeups is not None
+    _wake_once_more(queue, app.wakeups, comeback)
 
-    @queue.task(name="carry_out", queue="operations", retry=_Comeback())
+    @queue.task(name="carry_out", queue="operations", retry=comeback)
     def _carry_out(operation: str) -> None:
         try:
             carry_out(app, UUID(operation), WORKS)
@@ -169,6 +182,19 @@ def _outlive_outages(jobs: procrastinate.manager.JobManager) -> None:
 
     jobs.listen_for_jobs = listen_for_jobs  # type: ignore[method-assign]
     jobs.update_heartbeat = update_heartbeat  # type: ignore[method-assign]
+
+
+def _wake_once_more(queue: procrastinate.App, wakeups: Wakeups, comeback: _Comeback) -> None:
+    """Wake a job that was given back while a status came: between its run's last look and now it could wake nobody."""
+    give_back = queue.job_manager.retry_job
+
+    async def retry_job(job: Job, **how: Any) -> None:
+        await give_back(job=job, **how)
+        service, mark = comeback.looked.pop(job.id or 0, ("", 0))
+        if service and wakeups.mark(service) != mark:
+            await queue.connector.execute_query_async("select wake_jobs(%(service)s::uuid)", service=service)
+
+    queue.job_manager.retry_job = retry_job  # type: ignore[assignment,method-assign]
 
 
 def run_worker(app: App, url: str, reconcile: Callable[[Slot], None]) -> None:
