@@ -186,8 +186,7 @@ class Supervisor:
         self._ensure_supervised(name)
         directory = self._scan / name
         (directory / "down").unlink(missing_ok=True)
-        shown = subprocess.run(["s6-svstat", "-o", "wantedup", str(directory)], capture_output=True, check=False)
-        if shown.stdout.strip() != b"true":
+        if not self._wants_up(directory):
             subprocess.run(["s6-svdt-clear", str(directory)], check=False, capture_output=True)
         if not self._svc("-u", directory):
             raise HostFault(f"s6 does not start {name}.")
@@ -317,17 +316,26 @@ class Supervisor:
             with contextlib.suppress(HostFault):
                 processes.until(lambda: processes.listens(control), 0.5, "")
 
+    def _wants_up(self, directory: Path) -> bool | None:
+        """Whether the supervisor is to keep it up; None: there is no supervisor."""
+        shown = subprocess.run(["s6-svstat", "-o", "wantedup", str(directory)], capture_output=True, check=False)
+        return {b"true": True, b"false": False}.get(shown.stdout.strip())
+
     def _svc(self, option: str, directory: Path) -> bool:
         return subprocess.run(["s6-svc", option, str(directory)], check=False, capture_output=True).returncode == 0
 
     def _stop(self, name: str, wait: float, how: str = "-d") -> None:
         directory = self._scan / name
         deadline = time.monotonic() + wait
-        # In slices: a supervisor that is killed meanwhile tells nobody, and its successor must be told again.
-        while self._svc(how, directory):
+        alive = self._svc(how, directory)
+        # In slices: a supervisor that is killed meanwhile tells nobody, and its successor must be told again. One that was
+        # told already must not be: it would begin anew to count the time until SIGKILL.
+        while alive:
             arguments = ["s6-svwait", "-D", "-t", "1000", str(directory)]
             if subprocess.run(arguments, check=False, capture_output=True).returncode == 0:
                 break
+            if self._wants_up(directory) is not False:
+                alive = self._svc(how, directory)
             if time.monotonic() > deadline:
                 raise HostFault(f"{name} does not stop within {wait:g} s.")
         self._clear_holders(directory, wait if how == "-d" else 0)
