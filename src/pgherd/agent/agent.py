@@ -32,7 +32,7 @@ from pgherd.agent.records import read_record, write_private
 from pgherd.agent.repositories import Repositories
 from pgherd.agent.telemetry import Telemetry
 from pgherd.agent.unknown import Deleted, Unknown
-from pgherd.drivers import exporter, pgbackrest, pgbouncer, postgres
+from pgherd.drivers import disk, exporter, pgbackrest, pgbouncer, postgres
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
 from pgherd.drivers.os_users import OsUsers
@@ -125,6 +125,8 @@ class Agent:
 
     def run(self) -> None:
         """Work until `stop`."""
+        for directory in (self.home.warm, self.home.nodes):
+            disk.make_apart(directory)
         self.slots.clean()
         self.host.deleted.forget_old()
         self._load()

@@ -1,4 +1,4 @@
-"""How much disk a service uses, and how much a file system has left.
+"""How much disk a service uses, how much a file system has left, and where on it services lie.
 
 Everything below the service's directories counts: tables, WAL, temporary files. A directory that is a file system of
 its own (a quota by mount) is asked at once; any other is added up by `du` under the service's own uid, which costs a
@@ -8,8 +8,11 @@ suspicion.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from pgherd.errors import HostFault
 from pgherd.unprivileged import Account
 
 _PATIENCE = 60.0  # seconds for a directory with very many files
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS, FS_IOC_SETFLAGS of 64-bit Linux
+_TOP_OF_HIERARCHIES = 0x20000  # EXT4_TOPDIR_FL
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,24 @@ class Usage:
 
     used: int
     capacity: int
+
+
+def make_apart(directory: Path) -> None:
+    """Let a directory exist whose subdirectories ext4 puts apart from each other (chattr(1): T). May run again.
+
+    Next to each other, a new service's thousand files are looked for among the inodes of one that was just deleted,
+    which ext4 does not use again for some seconds: with many deletes initdb takes several times as long. Other file
+    systems have no such attribute and no need.
+    """
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            (flags,) = struct.unpack("i", fcntl.ioctl(place, _GET_FLAGS, struct.pack("i", 0)))
+            if not flags & _TOP_OF_HIERARCHIES:
+                fcntl.ioctl(place, _SET_FLAGS, struct.pack("i", flags | _TOP_OF_HIERARCHIES))
+        finally:
+            os.close(place)
 
 
 def space(directory: Path) -> Space:

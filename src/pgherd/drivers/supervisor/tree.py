@@ -328,8 +328,8 @@ class Supervisor:
         directory = self._scan / name
         deadline = time.monotonic() + wait
         alive = self._svc(how, directory)
-        # In slices: a supervisor that is killed meanwhile tells nobody, and its successor must be told again. One that was
-        # told already must not be: it would begin anew to count the time until SIGKILL.
+        # In slices: a supervisor that is killed meanwhile tells nobody, and its successor must be told again. One that
+        # was told already must not be: it would begin anew to count the time until SIGKILL.
         while alive:
             arguments = ["s6-svwait", "-D", "-t", "1000", str(directory)]
             if subprocess.run(arguments, check=False, capture_output=True).returncode == 0:
