@@ -35,7 +35,7 @@ test: lint ## lint, then every test but the long ones; installs what they need
 bench: .venv/.ready-dev ## measure, write docs/benchmarks.md
 	$(BIN)/python -m tests.bench
 
-chaos: .venv/.ready-dev ## kill everything, everywhere
+chaos: .venv/.ready-dev ## kill everything, everywhere; fill a host
 	$(BIN)/pytest -s tests/chaos
 
 # The Debian package that brings `venv` may be missing as well.

@@ -35,6 +35,7 @@ from pgherd.drivers.postgres import Cluster
 from pgherd.settings import Settings
 from pgherd.spec import Admin, HostFacts, Memory, NodeSpec, NodeStatus, Tls, UnknownNode
 from pgherd.telemetry import LogQuestion, LogUnit, Sample
+from tests.plugins.instance import delete_beside
 
 PASSWORD = "opens-sesame"
 #: What nodes run when a test names nothing else; with another one the same tests show that it is as good.
@@ -196,7 +197,7 @@ class RunningHost:
                 with contextlib.suppress(Exception):
                     self.agent.slots.discard(directory)
         self.agent.host.limits.remove_all()
-        shutil.rmtree(self.home, ignore_errors=True)
+        delete_beside(self.home)
 
 
 def until(reached: Callable[[], Any], seconds: float = 30, complaint: Callable[[], str] = lambda: "") -> Any:

@@ -57,16 +57,31 @@ def free_port() -> int:
         return port
 
 
+_deletions: list[subprocess.Popen[bytes]] = []
+
+
+def delete_beside(directory: Path) -> None:
+    """Delete a directory of many files while other tests run; the session's end waits for it."""
+    _deletions.append(subprocess.Popen(["rm", "-rf", str(directory)], stderr=subprocess.DEVNULL))
+
+
+def pytest_sessionfinish() -> None:
+    """Nothing is left."""
+    for deletion in _deletions:
+        deletion.wait(300)
+
+
 def until(what: Callable[[], Any], seconds: float, reason: str) -> Any:
     """The first true answer of `what`; fails with `reason` and the last answer when the time is over."""
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, 0.02
     while True:
         answer = what()
         if answer:
             return answer
         if time.monotonic() > end:
             pytest.fail(f"after {seconds} s still not: {reason}; last: {answer!r}")
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(pause * 1.3, 0.1)  # the servers under test share the cores
 
 
 _BLOCK = 240
@@ -111,7 +126,7 @@ class Instance:
             "PGHERD_LISTEN": f"127.0.0.1:{self.port}",
             "PGHERD_SERVICE_PORTS": ports,
             "PGHERD_PORT_REST_SECONDS": "1",
-            "PGHERD_WARM_POOL": "2",
+            "PGHERD_WARM_POOL": "1",
         }
         self.env |= {f"PGHERD_{name.upper()}": value for name, value in settings.items()}
         if failpoints:
@@ -278,7 +293,7 @@ class Instance:
             with contextlib.suppress(KeyError):
                 pwd.getpwnam(user)
                 subprocess.run(["userdel", user], capture_output=True, check=False)
-        shutil.rmtree(self.home, ignore_errors=True)
+        delete_beside(self.home)
         self._ports_holder.close()
 
 

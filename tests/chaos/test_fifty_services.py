@@ -20,7 +20,7 @@ def _all_run(instance: Instance) -> bool:
 def test_fifty_services_come_back() -> None:
     with running_instance() as instance:
         names = [f"f-{uuid.uuid4().hex[:10]}" for _ in range(50)]
-        with ThreadPoolExecutor(10) as pool:
+        with ThreadPoolExecutor(4) as pool:
             list(pool.map(instance.create, names))
         assert _all_run(instance)
         for name in names[::10]:
