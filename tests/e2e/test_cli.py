@@ -77,6 +77,8 @@ def test_protection_and_passwords(instance: Instance) -> None:
 
 
 def test_refusals_have_codes_and_say_why(instance: Instance) -> None:
+    no_plan = cli(instance, "service", "create", fresh())
+    assert no_plan.returncode == 2 and "--plan" in no_plan.stderr and "service plans" in no_plan.stderr
     wrong_plan = cli(instance, "service", "create", fresh(), "--plan", "nonsense")
     assert (wrong_plan.returncode, "hobbyist-2" in wrong_plan.stderr) == (4, True)
     wrong_setting = cli(instance, "service", "create", fresh(), "--plan", "hobbyist-2", "--pg-setting", "jot=on")

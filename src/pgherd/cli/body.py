@@ -23,6 +23,10 @@ def create_body(api: Api, wish: Mapping[str, Any]) -> dict[str, Any]:
     body = _shared(api, wish)
     if wish.get("fork_from") is not None:
         body["fork-from-service"] = wish["fork_from"]
+        if "plan" not in body and wish["fork_from"]:
+            body["plan"] = api.call("get-dbaas-service-pg", wish["fork_from"])["plan"]
+    elif "plan" not in body:
+        raise CliError(Exit.USAGE, "Which plan? Say --plan, such as --plan hobbyist-2.", "See: pgherd service plans")
     if wish.get("to") is not None:
         body["recovery-backup-time"] = wish["to"]
     if wish.get("admin_password") is not None:

@@ -161,7 +161,7 @@ def _maintenance(maintenance: dict[str, Any]) -> str:
 
 
 def _update(update: dict[str, Any]) -> str:
-    return f"{update.get('description')} At {update.get('start-at')}, by {update.get('deadline')} at the latest."
+    return f"{update.get('description')}; at {update.get('start-at')}, by {update.get('deadline')} at the latest"
 
 
 def _backup_time(schedule: dict[str, Any]) -> str:

@@ -56,11 +56,13 @@ def group(form: Form = None) -> None:
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new service.")],
     plan: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Plan, such as hobbyist-2 or startup-4; `pgherd service plans` lists them.", autocompletion=plans
+            help="Plan, such as hobbyist-2 or startup-4; `pgherd service plans` lists them. Of a fork: as its source.",
+            autocompletion=plans,
+            show_default=False,
         ),
-    ],
+    ] = None,
     version: Annotated[str | None, typer.Option(help="PostgreSQL major version.", autocompletion=versions)] = None,
     fork_from: Annotated[
         str | None,
