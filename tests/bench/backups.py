@@ -24,11 +24,11 @@ def measure_backups(instance: Instance, scale: int, runs: int = 3) -> list[tuple
     fill = [_PGBENCH, "-i", "-q", "-s", str(scale), instance.dsn(name)]
     subprocess.run(fill, check=True, capture_output=True)
     url = f"/pgherd/v1/service/{name}/backup"
-    assert instance.finished(instance.call("POST", url, {"full": True}).json(), 600)["state"] == "success"
+    assert instance.finished(instance.call("POST", url, {"full": True}).json(), 600, 0.02)["state"] == "success"
     command, ours, hand = _by_hand(instance), [], []
     for _ in range(runs):
         start = time.perf_counter()
-        done = instance.finished(instance.call("POST", url, {"full": True}).json(), 600)
+        done = instance.finished(instance.call("POST", url, {"full": True}).json(), 600, 0.02)
         ours.append(time.perf_counter() - start)
         assert done["state"] == "success", done
         start = time.perf_counter()

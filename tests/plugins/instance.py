@@ -71,7 +71,7 @@ def pytest_sessionfinish() -> None:
         deletion.wait(300)
 
 
-def until(what: Callable[[], Any], seconds: float, reason: str) -> Any:
+def until(what: Callable[[], Any], seconds: float, reason: str, longest_pause: float = 0.1) -> Any:
     """The first true answer of `what`; fails with `reason` and the last answer when the time is over."""
     end, pause = time.monotonic() + seconds, 0.02
     while True:
@@ -81,7 +81,7 @@ def until(what: Callable[[], Any], seconds: float, reason: str) -> Any:
         if time.monotonic() > end:
             pytest.fail(f"after {seconds} s still not: {reason}; last: {answer!r}")
         time.sleep(pause)
-        pause = min(pause * 1.3, 0.1)  # the servers under test share the cores
+        pause = min(pause * 1.3, longest_pause)  # the servers under test share the cores
 
 
 _BLOCK = 240
@@ -193,7 +193,7 @@ class Instance:
         url = self.endpoint.removesuffix("/v2") + path
         return self.send(self.sign(requests.Request(method, url, json=body), key))
 
-    def finished(self, operation: dict[str, Any], seconds: float = 60) -> dict[str, Any]:
+    def finished(self, operation: dict[str, Any], seconds: float = 60, longest_pause: float = 0.1) -> dict[str, Any]:
         """Poll an operation until it ended."""
         client = self.client()
 
@@ -203,7 +203,7 @@ class Instance:
                 return found if found["state"] != "pending" else None
             return None
 
-        return dict(until(ended, seconds, f"operation {operation} ended"))
+        return dict(until(ended, seconds, f"operation {operation} ended", longest_pause))
 
     def create(self, name: str | None = None, **fields: Any) -> str:
         """A running service; its name."""

@@ -66,6 +66,7 @@ def test_lost_data_without_a_backup_is_named_and_never_replaced(host: RunningHos
     status = host.until(spec, lambda s: s.state == "failed", 60)
     assert "data is gone" in status.reason and "no backup" in status.reason
     assert not (host.directory(spec) / "data" / "pgdata").exists()
+    user = host.account(spec)
     shutil.rmtree(host.directory(spec))
     host.change(spec, cpus=1)
     host.until(spec, lambda s: s.state == "failed" and s.refused == spec.generation + 1, 60)
@@ -73,6 +74,9 @@ def test_lost_data_without_a_backup_is_named_and_never_replaced(host: RunningHos
         host.connect(spec)
     host.change(host.link.wished[spec.node_id], desired="absent")
     host.until(spec, lambda s: s.state == "absent")
+    # Whose the directory was, only the record in it said.
+    if user is not None:
+        host.agent.host.slots._users.delete(user.name)
 
 
 # --- from a repository ---------------------------------------------------------------------------------------------
