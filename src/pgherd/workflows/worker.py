@@ -192,7 +192,8 @@ def _wake_once_more(queue: procrastinate.App, wakeups: Wakeups, comeback: _Comeb
         await give_back(job=job, **how)
         service, mark = comeback.looked.pop(job.id or 0, ("", 0))
         if service and wakeups.mark(service) != mark:
-            await queue.connector.execute_query_async("select wake_jobs(%(service)s::uuid)", service=service)
+            with contextlib.suppress(procrastinate.exceptions.ConnectorException):
+                await queue.connector.execute_query_async("select wake_jobs(%(service)s::uuid)", service=service)
 
     queue.job_manager.retry_job = retry_job  # type: ignore[assignment,method-assign]
 
