@@ -142,7 +142,7 @@ def test_backups_in_s3(bucket: Bucket) -> None:
         # The metadata's repository is in the bucket too, and comes back from there.
         instance.run("platform", "backup")
         state = json.loads(instance.run("platform", "status", "-o", "json").stdout)
-        assert state["ready"] and state["backups"]  # the agent may have taken one of its own
+        assert state["ready"] and len(state["backups"]) in (1, 2)  # the agent's first one may have come before it
         assert not [path for path in (instance.home / "backups/platform").rglob("*") if path.is_file()]
         instance.run("platform", "restore", "--yes")
         instance.up()

@@ -70,8 +70,6 @@ def take(run: Run) -> None:
         return {"jobs": [*jobs, msgspec.to_builtins(job)]}
 
     change_specs(run, with_job)
-    # The end follows the last progress by the time that it takes to list the repository: a status that arrives just
-    # while the run is given back wakes nobody.
     run.until(job_is_done)
 
 
