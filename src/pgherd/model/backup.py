@@ -43,14 +43,19 @@ def wants_full(backups: list[Backup], keep: int) -> bool:
     return chain + 1 >= min(keep, LONGEST_CHAIN)
 
 
+def sound_since(backups: list[Backup], gap_at: str) -> list[Backup]:
+    """Those without damage that were begun after segments were given up; `gap_at` empty: all without damage."""
+    begin = datetime.fromisoformat(gap_at) if gap_at else None
+    return [b for b in backups if not b.damaged and (begin is None or datetime.fromisoformat(b.started_at) > begin)]
+
+
 def window(backups: list[Backup], archived_at: str, gap_at: str) -> tuple[str, str]:
     """From when to when one can go back to any moment; two empty texts when there is no sound backup.
 
     After a gap in the archive the window begins with the first backup that was started later. It ends when the last
     segment arrived, or with the newest backup.
     """
-    sound = [backup for backup in backups if not backup.damaged]
-    beyond = [backup for backup in sound if not gap_at or backup.started_at > gap_at]
+    sound, beyond = sound_since(backups, ""), sound_since(backups, gap_at)
     if not beyond:
         return ("", "") if not sound else (sound[0].ended_at, sound[-1].ended_at)
     return beyond[0].ended_at, max(archived_at, beyond[-1].ended_at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from pgherd.errors import Conflict, Incorrect
+from pgherd.model.backup import sound_since
 from pgherd.spec import RepositoryStatus
 
 #: Clocks of clients differ; a time so little ahead is taken for now. Seconds.
@@ -47,8 +48,7 @@ def gap(repository: RepositoryStatus) -> tuple[datetime, datetime | None] | None
     first, begin = first_moment(repository), repository.gap_at and datetime.fromisoformat(repository.gap_at)
     if first is None or not begin or begin < first:
         return None
-    sound = [backup for backup in repository.backups if not backup.damaged]
-    ends = [datetime.fromisoformat(b.ended_at) for b in sound if datetime.fromisoformat(b.started_at) > begin]
+    ends = [datetime.fromisoformat(b.ended_at) for b in sound_since(repository.backups, repository.gap_at)]
     return begin, min(ends) + timedelta(seconds=1) if ends else None
 
 
