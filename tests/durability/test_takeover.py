@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.processes import metadata, stopped
 from tests.durability.test_kill_matrix import arm, assert_nothing_is_left, disarm, trace
 from tests.plugins.instance import ROOTED, Instance, until
 
@@ -38,7 +39,7 @@ def test_stopped_worker_loses_its_operation(fragile: Instance) -> None:
     trace(fragile)
     second = _second_worker(fragile)
     name = f"k-{uuid.uuid4().hex[:10]}"
-    stopped = 0
+    asleep = 0
     try:
         until(lambda: len(fragile.processes("pgherd worker")) == 2, 20, "two workers run")
         for fired in fragile.failpoints.glob("fired-*"):
@@ -46,24 +47,39 @@ def test_stopped_worker_loses_its_operation(fragile: Instance) -> None:
         arm(fragile, "worker create start nodes done stop")
         opened = fragile.call("POST", f"/v2/dbaas-postgres/{name}", {"plan": "hobbyist-2"}).json()
         assert opened["state"] == "pending"
-        stopped = int(until(lambda: list(fragile.failpoints.glob("fired-*")), 20, "a worker stopped")[0].name[6:])
-        until(lambda: _state(stopped) == "T", 5, "it is stopped")
+        asleep = int(until(lambda: list(fragile.failpoints.glob("fired-*")), 20, "a worker stopped")[0].name[6:])
+        until(lambda: _state(asleep) == "T", 5, "it is stopped")
         done = fragile.finished(opened, 90)
         assert done["state"] == "success", "the other worker takes over and ends the operation"
-        os.kill(stopped, signal.SIGCONT)
-        until(lambda: _state(stopped) in ("", "Z"), 60, "the worker that was taken over from ends itself")
-        stopped = 0
+        assert _state(asleep) == "T", "it was stopped until the other had ended"
+        os.kill(asleep, signal.SIGCONT)
+        until(lambda: _state(asleep) in ("", "Z"), 60, "the worker that was taken over from ends itself")
+        asleep = 0
         assert fragile.client().get_operation(id=done["id"]) == done
         assert fragile.sql(name, "select 1") == [(1,)]
         fragile.delete(name)
     finally:
         disarm(fragile)
-        if stopped:
-            os.kill(stopped, signal.SIGCONT)
+        if asleep:
+            os.kill(asleep, signal.SIGCONT)
         second.terminate()
         second.wait(20)
     until(lambda: len(fragile.processes("pgherd worker")) == 1, 20, "the supervised worker is back")
     assert_nothing_is_left(fragile)
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_gives_back_no_job_of_another(instance: Instance) -> None:
+    """Its job went to another while the run waits for a host: the worker ends itself when it wants to give it back."""
+    name = f"k-{uuid.uuid4().hex[:10]}"
+    before = instance.processes("pgherd worker")
+    with stopped(instance, "agent"):
+        opened = instance.client().create_dbaas_service_pg(name=name, plan="hobbyist-2")
+        taken = "update procrastinate_jobs set worker_id = null where status = 'doing' returning id"
+        until(lambda: metadata(instance, taken), 5, "the job is nobody's")
+        until(lambda: instance.processes("pgherd worker") not in ([], before), 20, "another process works")
+    assert instance.finished(opened)["state"] == "success"
+    instance.delete(name)
 
 
 @pytest.mark.timeout(120)

@@ -184,7 +184,7 @@ def test_what_a_dead_adopted_postmaster_left_does_not_block_its_successor(proces
     program = process.host.agent.programs[spec.version]
     cluster = postgres.Cluster(program, directory, process.host.account(spec), spec.port)
     # It inherits the lock of the service directory and outlives its postmaster.
-    postgres.psql(cluster, "COPY (SELECT 1) TO PROGRAM 'setsid sleep 300 >/dev/null 2>&1 &';")
+    postgres.psql(cluster, "COPY (SELECT 1) TO PROGRAM 'cat >/dev/null; setsid sleep 300 >/dev/null 2>&1 &';")
     for victim, cwd in list(running("s6-supervise")):
         if cwd == process.home / "s6" / f"node-{spec.node_id}":
             os.kill(victim, signal.SIGKILL)

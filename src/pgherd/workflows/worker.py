@@ -2,7 +2,7 @@
 
 Procrastinate 3.10 takes a job over by heartbeat only and lets a worker finish a job that is no longer its
 own. So each worker holds a slot by a session advisory lock, whoever finds a slot's lock free requeues its
-jobs at once, and a worker that finds its attempt superseded ends itself instead of touching the job.
+jobs at once, and a worker whose attempt is superseded, or whose job is another's, ends itself and leaves it alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import procrastinate
@@ -140,15 +140,14 @@ def _queue(app: App, url: str, slot: Slot) -> procrastinate.App:
     _outlive_outages(queue.job_manager)
     comeback = _Comeback()
     assert app.wakeups is not None
-    _wake_once_more(queue, app.wakeups, comeback)
+    _settle_own_jobs(queue, app.wakeups, comeback)
 
     @queue.task(name="carry_out", queue="operations", retry=comeback)
     def _carry_out(operation: str) -> None:
         try:
             carry_out(app, UUID(operation), WORKS)
         except Superseded:
-            log.error("operation %s was taken over by another worker; this one ends itself", operation)
-            os._exit(75)
+            _end_superseded(operation)
 
     register = queue.job_manager.register_worker
 
@@ -184,18 +183,56 @@ def _outlive_outages(jobs: procrastinate.manager.JobManager) -> None:
     jobs.update_heartbeat = update_heartbeat  # type: ignore[method-assign]
 
 
-def _wake_once_more(queue: procrastinate.App, wakeups: Wakeups, comeback: _Comeback) -> None:
-    """Wake a job that was given back while a status came: between its run's last look and now it could wake nobody."""
-    give_back = queue.job_manager.retry_job
+#: Procrastinate's own functions, for a job that this worker still has.
+_OURS = """
+with ours as materialized (
+    select id from procrastinate_jobs where id = %(job)s and worker_id = %(worker)s and status = 'doing' for update
+)
+"""
+_FINISH = f"{_OURS} select procrastinate_finish_job_v1(id, %(status)s::procrastinate_job_status, true) from ours"
+_GIVE_BACK = f"{_OURS} select procrastinate_retry_job_v2(id, %(at)s, null, null, null) from ours"
 
-    async def retry_job(job: Job, **how: Any) -> None:
-        await give_back(job=job, **how)
+
+def _settle_own_jobs(queue: procrastinate.App, wakeups: Wakeups, comeback: _Comeback) -> None:
+    """Finish and give back only what is this worker's, and until the metadata has it.
+
+    Procrastinate 3.10 settles a job whoever has it, and forgets one when the metadata does not answer at that moment:
+    the job stays this worker's, and its operation pending until the deadline.
+    """
+
+    async def settle(job: Job, query: LiteralString, **values: Any) -> None:
+        in_doubt = False
+        while True:
+            try:
+                found = await queue.connector.execute_query_all_async(query, job=job.id, worker=job.worker_id, **values)
+            except procrastinate.exceptions.ConnectorException as error:
+                log.warning("job %s could not be settled, trying again: %s", job.id, error.__cause__ or error)
+                in_doubt = True  # the metadata may have done it before the connection was lost
+                await asyncio.sleep(1)
+                continue
+            if not found and not in_doubt:
+                _end_superseded(str(job.task_kwargs.get("operation")))
+            return
+
+    async def finish_job(job: Job, status: procrastinate.jobs.Status, delete_job: bool) -> None:
+        assert delete_job
+        await settle(job, _FINISH, status=status.value)
+
+    async def retry_job(job: Job, retry_at: datetime | None = None, **_: Any) -> None:
+        await settle(job, _GIVE_BACK, at=retry_at)
+        # A status that came between the run's last look and now could wake nobody.
         service, mark = comeback.looked.pop(job.id or 0, ("", 0))
         if service and wakeups.mark(service) != mark:
             with contextlib.suppress(procrastinate.exceptions.ConnectorException):
                 await queue.connector.execute_query_async("select wake_jobs(%(service)s::uuid)", service=service)
 
+    queue.job_manager.finish_job = finish_job  # type: ignore[method-assign]
     queue.job_manager.retry_job = retry_job  # type: ignore[assignment,method-assign]
+
+
+def _end_superseded(operation: str) -> None:
+    log.error("operation %s was taken over by another worker; this one ends itself", operation)
+    os._exit(75)
 
 
 def run_worker(app: App, url: str, reconcile: Callable[[Slot], None]) -> None:
