@@ -18,22 +18,23 @@ LISTENERS = (
     "select count(*) from pg_stat_activity where query ilike 'listen%procrastinate_any_queue%' or query ilike"
     " 'listen pgherd_status%' or query ilike 'listen pgherd_answer%'"
 )
-# Holds the jobs until a worker wants to give one back, and cuts that worker off.
+# Holds the jobs until a worker wants to give one back, and cuts that worker off; false: none wanted to for a while.
 CUT_OFF = """
-do $$
+create function pg_temp.cut_off() returns boolean language plpgsql as $$
 begin
     lock table procrastinate_jobs in access exclusive mode;
-    for look in 1..2000 loop
+    for look in 1..200 loop
         perform pg_sleep(0.01), pg_stat_clear_snapshot();
         perform pg_terminate_backend(pid) from pg_stat_activity
           where wait_event_type = 'Lock' and query like '%procrastinate_retry_job%'
             and query not like '%worker_slot%' and query not like '%heartbeat%';  -- those give back what others left
         if found then
-            return;
+            return true;
         end if;
     end loop;
-    raise 'no job was given back';
-end $$
+    return false;
+end $$;
+select pg_temp.cut_off()
 """
 SLOTS = "select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2"
 
@@ -67,7 +68,7 @@ def test_a_job_that_could_not_be_given_back_is_not_forgotten(instance: Instance)
     name, workers = f"t-{uuid.uuid4().hex[:10]}", instance.processes("pgherd worker")
     with stopped(instance, "agent"):
         opened = instance.client().create_dbaas_service_pg(name=name, plan="hobbyist-2")
-        metadata(instance, CUT_OFF)
+        until(lambda: metadata(instance, CUT_OFF) == "t", 40, "a job could not be given back")
     assert instance.finished(opened, 30)["state"] == "success"
     assert instance.processes("pgherd worker") == workers
     instance.delete(name)

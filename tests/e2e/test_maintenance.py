@@ -23,7 +23,8 @@ import pytest
 from pgherd.drivers import pgbouncer, postgres
 from pgherd.model.maintenance import Calendar
 from pgherd.model.service import Maintenance
-from tests.contract.processes import metadata
+from pgherd.reconcilers.upkeep import AT_ONCE
+from tests.contract.processes import metadata, stopped
 from tests.plugins.instance import Instance, until
 
 MAJOR = "15"
@@ -245,7 +246,7 @@ def test_the_window_acts_by_itself_once_the_service_is_well(aged: tuple[Instance
     os.kill(pid, signal.SIGSTOP)
     try:
         until(lambda: client.get_dbaas_service_pg(name=name)["state"] != "running", 60, "its silence is noticed")
-        open_now(instance, name, service)
+        open_now(instance, service)
         looked = time.monotonic()
         until(lambda: time.monotonic() > looked + 12, 30, "two looks of the reconciler have passed")
         assert metadata(instance, ended) == "0"
@@ -258,7 +259,34 @@ def test_the_window_acts_by_itself_once_the_service_is_well(aged: tuple[Instance
     instance.delete(name)
 
 
-def open_now(instance: Instance, name: str, service: str) -> None:
+@pytest.mark.timeout(240)
+def test_two_services_of_a_host_at_once(aged: tuple[Instance, Programs]) -> None:
+    """The windows of three open in the same minute while their host is slow; the third waits for one of the others."""
+    instance, _ = aged
+    names = [instance.create() for _ in range(AT_ONCE + 1)]
+    listed = ", ".join(f"'{name}'" for name in names)
+    mine = f"(select id from service where name in ({listed}) and deleted_at is null)"
+    for name in names:
+        instance.platform_sql(name, "alter system set max_replication_slots = 33")
+        instance.platform_sql(name, "select pg_reload_conf()")
+    noted = f"select count(*) from pending_update where service_id in {mine}"
+    until(lambda: metadata(instance, noted) == str(len(names)), 60, "all updates are noted")
+    opened = f"select count(*) from operation where kind = 'maintenance' and service_id in {mine}"
+    with stopped(instance, "agent"):
+        metadata(instance, f"update pending_update set since = now() - interval '3 days' where service_id in {mine}")
+        for service in metadata(instance, f"select id from {mine} s").split():
+            open_now(instance, service)
+        until(lambda: metadata(instance, opened) == str(AT_ONCE), 30, "the windows act")
+        looked = time.monotonic()
+        until(lambda: time.monotonic() > looked + 12, 30, "two looks of the reconciler have passed")
+        assert metadata(instance, opened) == str(AT_ONCE)
+    until(lambda: metadata(instance, f"{opened} and state = 'success'") == str(len(names)), 90, "all had their turn")
+    for name in names:
+        assert instance.sql(name, "show max_replication_slots") == [("33",)]
+        instance.delete(name)
+
+
+def open_now(instance: Instance, service: str) -> None:
     """Move the service's slot so that its turn came a minute ago."""
     offset = Calendar(Maintenance("never", "00:00:00"), service, 60)._offset
     begin = datetime.now(UTC) - timedelta(minutes=1) - offset
