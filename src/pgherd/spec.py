@@ -377,7 +377,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     maps a major to the extensions that tenants may create with the version they get; empty: not installed here. `audit`
     maps a major to the parameters of services that its pgaudit knows.
     `exporter` is the version of the Prometheus exporter; empty: there is none.
-    `pooler` is the version of the installed PgBouncer.
+    `pooler` is the version of the installed PgBouncer. `locales` are those that a database may have; empty: unknown.
     """
 
     memory_bytes: int
@@ -389,3 +389,4 @@ class HostFacts(msgspec.Struct, frozen=True):
     audit: dict[str, list[str]] = {}
     exporter: str = ""
     pooler: str = ""
+    locales: list[str] = []

@@ -204,7 +204,9 @@ class TestDatabases:
         query = f"select datcollate::text, datctype::text from pg_database where datname = '{name}'"
         assert instance.sql(access.service, query) == [("C", "C")]
         access("delete_dbaas_pg_database", database_name=name)
-        assert "xx_YY" in access.failed("create_dbaas_pg_database", database_name=name, lc_collate="xx_YY")
+        another_second()
+        text = access.refused("create_dbaas_pg_database", 400, database_name=name, lc_collate="xx_YY")
+        assert text.startswith("lc-collate: the service's host does not have the locale xx_YY; it has C")
         for wrong in ("", "C'; drop", "a b", "../C", "é"):
             text = access.refused("create_dbaas_pg_database", 400, database_name=name, lc_ctype=wrong)
             assert text.startswith("lc-ctype: must be the name of a locale"), wrong

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pgherd.drivers import exporter, extensions, postgres_settings
+from pgherd.drivers import exporter, extensions, postgres, postgres_settings
 from pgherd.drivers.postgres import Program
 from pgherd.errors import PgherdError
 from pgherd.spec import HostFacts
@@ -76,4 +76,5 @@ def facts(programs: dict[str, Program], found: exporter.Program | None, pooler: 
         audit={major: program.audit_parameters(_AUDIT) for major, program in programs.items()},
         exporter=found.version if found else "",
         pooler=pooler,
+        locales=postgres.locales(),
     )

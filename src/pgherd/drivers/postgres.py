@@ -200,9 +200,14 @@ def _places(programs: Path, major: str) -> tuple[Path, Path]:
 @cache
 def locale() -> str:
     """The locale of new clusters on this host."""
-    listed = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=False).stdout
-    known = {line.strip().lower().replace("-", "") for line in listed.splitlines()}
+    known = {name.lower().replace("-", "") for name in locales()}
     return next((name for name in LOCALES if name.lower().replace("-", "") in known), LOCALES[-1])
+
+
+def locales() -> list[str]:
+    """The locales of this host, as it spells them, but for those of another encoding than UTF-8."""
+    listed = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=False).stdout
+    return sorted(name for name in listed.split() if re.fullmatch(r"[^.]+(\.(utf-?8)(@\w+)?)?", name, re.IGNORECASE))
 
 
 def key(program: Program) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pgherd.contract.schema import incorrect
 from pgherd.errors import Incorrect
@@ -93,6 +93,13 @@ def locale(field: str, name: str) -> str:
     if not _LOCALE.fullmatch(name):
         raise Incorrect(f"{field}: must be the name of a locale such as en_US.UTF-8, de_CH.UTF-8 or C")
     return name
+
+
+def known_locale(field: str, name: str, known: Collection[str]) -> None:
+    """Raise Incorrect unless a host with the locales `known` has this one. They differ in how they spell UTF-8."""
+    if name.lower().replace("-", "") not in {one.lower().replace("-", "") for one in known}:
+        some = ", ".join(sorted(known)[:20]) + (", ..." if len(known) > 20 else "")
+        raise Incorrect(f"{field}: the service's host does not have the locale {name}; it has {some}")
 
 
 def ip_filter(entries: Sequence[str]) -> list[str]:

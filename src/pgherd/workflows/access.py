@@ -10,6 +10,7 @@ from psycopg.rows import DictRow
 
 from pgherd.errors import Conflict, NotFound
 from pgherd.model.access import Cluster, Password
+from pgherd.model.name import known_locale
 from pgherd.model.passwords import verifier
 from pgherd.model.service import how_to_start
 from pgherd.sealing import seal
@@ -37,10 +38,20 @@ def request(app: App, caller: Caller, operation: UUID, name: str, task: Task, pa
     def check(tx: Transaction) -> UUID:
         row = running_service(tx, caller, name)
         cluster_of(tx, row).check(task)
+        _check_locales(tx, row, task)
         service: UUID = row["id"]
         return service
 
     return accept(app, caller, operation, "access", WITHIN, check, task, secret)
+
+
+def _check_locales(tx: Transaction, row: DictRow, task: Task) -> None:
+    """Raise Incorrect where a host says that it does not have the locales of a database to be made."""
+    for node in tx.rows("nodes", service_id=row["id"]):
+        known = (node["facts"] or {}).get("locales")
+        for field, locale in (("lc-collate", task.lc_collate), ("lc-ctype", task.lc_ctype)):
+            if known and locale:
+                known_locale(field, locale, known)
 
 
 def running_service(tx: Transaction, caller: Caller, name: str) -> DictRow:
