@@ -278,7 +278,7 @@ def test_two_services_of_a_host_at_once(aged: tuple[Instance, Programs]) -> None
             open_now(instance, service)
         until(lambda: metadata(instance, opened) == str(AT_ONCE), 30, "the windows act")
         looked = time.monotonic()
-        until(lambda: time.monotonic() > looked + 12, 30, "two looks of the reconciler have passed")
+        until(lambda: time.monotonic() > looked + 8, 30, "a look of the reconciler has passed")
         assert metadata(instance, opened) == str(AT_ONCE)
     until(lambda: metadata(instance, f"{opened} and state = 'success'") == str(len(names)), 90, "all had their turn")
     for name in names:
