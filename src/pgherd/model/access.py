@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
 from pgherd.errors import Conflict, Incorrect, NotFound
-from pgherd.model.name import reserved
+from pgherd.model.name import known_locale, reserved
 from pgherd.model.service import DEFAULT_DATABASE
 from pgherd.spec import NodeStatus, Pool, Role, Task
 
@@ -33,13 +33,21 @@ class Password(msgspec.Struct, frozen=True):
 
 
 class Cluster:
-    """What requests are checked against. Every refusal names what is in the way."""
+    """What requests are checked against; a refusal names what is in the way. `locales`: the host's; empty: unknown."""
 
-    def __init__(self, status: NodeStatus, waiting: Iterable[Task], pools: Iterable[Pool], admin: str) -> None:
+    def __init__(
+        self,
+        status: NodeStatus,
+        waiting: Iterable[Task],
+        pools: Iterable[Pool],
+        admin: str,
+        locales: Collection[str] = (),
+    ) -> None:
         self.users = {role.name: role.replication for role in status.users}
         self.databases = set(status.databases)
         self._pools = list(pools)
         self._admin = admin
+        self._locales = locales
         for task in waiting:
             self.apply(task)
 
@@ -55,11 +63,14 @@ class Cluster:
             self.users[task.name] = task.replication
 
     def check(self, task: Task) -> None:
-        """Raise NotFound or Conflict when the task cannot be carried out."""
+        """Raise NotFound, Conflict or Incorrect when the task cannot be carried out."""
         if task.kind == "create-user":
             self._refuse_new("User", task.name, self.users, MOST_USERS)
         elif task.kind == "create-database":
             self._refuse_new("Database", task.name, self.databases, MOST_DATABASES)
+            for field, locale in (("lc-collate", task.lc_collate), ("lc-ctype", task.lc_ctype)):
+                if self._locales and locale:
+                    known_locale(field, locale, self._locales)
         elif task.kind == "drop-database":
             self._check_database(task.name)
         else:

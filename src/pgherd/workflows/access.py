@@ -10,7 +10,6 @@ from psycopg.rows import DictRow
 
 from pgherd.errors import Conflict, NotFound
 from pgherd.model.access import Cluster, Password
-from pgherd.model.name import known_locale
 from pgherd.model.passwords import verifier
 from pgherd.model.service import how_to_start
 from pgherd.sealing import seal
@@ -38,20 +37,10 @@ def request(app: App, caller: Caller, operation: UUID, name: str, task: Task, pa
     def check(tx: Transaction) -> UUID:
         row = running_service(tx, caller, name)
         cluster_of(tx, row).check(task)
-        _check_locales(tx, row, task)
         service: UUID = row["id"]
         return service
 
     return accept(app, caller, operation, "access", WITHIN, check, task, secret)
-
-
-def _check_locales(tx: Transaction, row: DictRow, task: Task) -> None:
-    """Raise Incorrect where a host says that it does not have the locales of a database to be made."""
-    for node in tx.rows("nodes", service_id=row["id"]):
-        known = (node["facts"] or {}).get("locales")
-        for field, locale in (("lc-collate", task.lc_collate), ("lc-ctype", task.lc_ctype)):
-            if known and locale:
-                known_locale(field, locale, known)
 
 
 def running_service(tx: Transaction, caller: Caller, name: str) -> DictRow:
@@ -76,12 +65,12 @@ def created_service(tx: Transaction, caller: Caller, name: str) -> DictRow:
 
 def cluster_of(tx: Transaction, row: DictRow) -> Cluster:
     """The service's users and databases as they will be. Raises Conflict before the first observation."""
-    statuses = [node["status"] for node in tx.rows("nodes", service_id=row["id"]) if node["status"]]
-    if not statuses:
+    node = next((node for node in tx.rows("nodes", service_id=row["id"]) if node["status"]), None)
+    if node is None:
         raise Conflict("The service's host has not reported yet; try again in a moment.")
     waiting = [msgspec.convert(found["task"], Task) for found in tx.rows("pending_tasks", service_id=row["id"])]
-    status = msgspec.convert(statuses[0], NodeStatus)
-    return Cluster(status, waiting, pools_of(tx, row["id"]), wish_of(row).admin)
+    status, locales = msgspec.convert(node["status"], NodeStatus), (node["facts"] or {}).get("locales", ())
+    return Cluster(status, waiting, pools_of(tx, row["id"]), wish_of(row).admin, locales)
 
 
 def carry_out(run: Run) -> None:
