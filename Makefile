@@ -8,9 +8,6 @@ UV := uv==0.13.9
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
 BIN := .venv/bin
 
-# The files with the longest tests first, so that both processes end at the same time.
-TESTS := durability e2e real contract attacks unit
-
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
@@ -33,7 +30,7 @@ lint: .venv/.ready-dev ## ruff, mypy and the layers
 test: lint ## lint, then every test but the long ones; installs what they need
 	@sh install/debian.sh tests
 	@sh install/postgresql.sh 17 18
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 $(addprefix tests/,$(TESTS))
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --ignore tests/chaos
 
 bench: .venv/.ready-dev ## measure, write docs/benchmarks.md
 	$(BIN)/python -m tests.bench

@@ -42,12 +42,6 @@ class Access:
         """The message of the refusal."""
         return refusal(getattr(self.client, operation), status, service_name=self.service, **fields)
 
-    def failed(self, operation: str, **fields: Any) -> str:
-        """The message of an operation that is accepted and fails."""
-        done = self.instance.finished(getattr(self.client, operation)(service_name=self.service, **fields))
-        assert (done["state"], done["reason"]) == ("failure", "conflict"), done
-        return str(done["message"])
-
     def escaped(self, method: str, *path: str, body: Any = None) -> requests.Response:
         """A call whose path the SDK would leave as it is, with a `#` or a `;` in it."""
         where = "/".join(_escaped(part) for part in path)

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import time
 import uuid
-from pathlib import Path
 
 import pytest
 
 from tests.contract.processes import metadata, stopped
 from tests.durability.test_kill_matrix import arm, assert_nothing_is_left, disarm, trace
-from tests.plugins.instance import ROOTED, Instance, until
+from tests.plugins.instance import ROOTED, Instance, process_state, until
 
 
 def _second_worker(instance: Instance) -> subprocess.Popen[bytes]:
@@ -24,14 +23,6 @@ def _second_worker(instance: Instance) -> subprocess.Popen[bytes]:
     env = {"PGHERD_HOME": str(instance.home), "PGHERD_FAILPOINTS": str(instance.failpoints), "PATH": os.environ["PATH"]}
     program = str(instance.home / "current/bin/pgherd")
     return subprocess.Popen([program, "worker"], env=env, stderr=subprocess.DEVNULL, cwd="/", **identity)  # type: ignore[call-overload,no-any-return]
-
-
-def _state(pid: int) -> str:
-    """T: stopped. Empty when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
 
 
 @pytest.mark.timeout(240)
@@ -48,12 +39,12 @@ def test_stopped_worker_loses_its_operation(fragile: Instance) -> None:
         opened = fragile.call("POST", f"/v2/dbaas-postgres/{name}", {"plan": "hobbyist-2"}).json()
         assert opened["state"] == "pending"
         asleep = int(until(lambda: list(fragile.failpoints.glob("fired-*")), 20, "a worker stopped")[0].name[6:])
-        until(lambda: _state(asleep) == "T", 5, "it is stopped")
+        until(lambda: process_state(asleep) == "T", 5, "it is stopped")
         done = fragile.finished(opened, 90)
         assert done["state"] == "success", "the other worker takes over and ends the operation"
-        assert _state(asleep) == "T", "it was stopped until the other had ended"
+        assert process_state(asleep) == "T", "it was stopped until the other had ended"
         os.kill(asleep, signal.SIGCONT)
-        until(lambda: _state(asleep) in ("", "Z"), 60, "the worker that was taken over from ends itself")
+        until(lambda: process_state(asleep) in ("", "Z"), 60, "the worker that was taken over from ends itself")
         asleep = 0
         assert fragile.client().get_operation(id=done["id"]) == done
         assert fragile.sql(name, "select 1") == [(1,)]

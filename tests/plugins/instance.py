@@ -87,6 +87,14 @@ def until(what: Callable[[], Any], seconds: float, reason: str, longest_pause: f
 _BLOCK = 240
 
 
+def process_state(pid: int) -> str:
+    """As ps has it, such as T: stopped, Z: ended and not waited for. Empty when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def _port_block() -> tuple[str, socket.socket]:
     """A range of service ports that no other test process of this machine has, and what holds it: a socket."""
     for first in random.sample(range(10240, 21600 - _BLOCK, _BLOCK), 40):
