@@ -12,7 +12,6 @@ import contextlib
 import logging
 import shutil
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ log = logging.getLogger("pgherd.agent")
 
 _ALONE = ("verify",)  # jobs that no other waits for
 _TRIES = 3  # runs that are killed until the job is given up
-_TELL_AGAIN = 1.0  # seconds until progress is looked at anew: telling it costs the host and the metadata work
 _KILLED = 128  # exit codes from here on: ended by a signal
 _GIVE_WAY = ["nice", "-n", "10", "ionice", "-c", "2", "-n", "7"]
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/nonexistent"}
@@ -79,7 +77,6 @@ class Jobs:
         self._home, self._supervisor, self._most = home, supervisor, most
         self._starting = threading.Lock()
         self._finishing: dict[str, Future[Any]] = {}
-        self._told: dict[str, tuple[float, float]] = {}  # of a running job: when its progress was looked at, and what
 
     def ensure(self, node_id: str, job: Job, work: Work) -> JobStatus:
         """Let the job run, or have run; never waits for its end. One thread a node at a time."""
@@ -150,10 +147,8 @@ class Jobs:
         return True
 
     def _running(self, node_id: str, job: Job, record: Record, work: Work) -> JobStatus:
-        looked, progress = self._told.get(job.id, (0.0, 0.0))
-        if time.monotonic() - looked >= _TELL_AGAIN:
-            progress = round(work.progress(self._supervisor.last_lines(service_name(node_id, job.name))), 4)
-            self._told[job.id] = time.monotonic(), progress
+        lines = self._supervisor.last_lines(service_name(node_id, job.name))
+        progress = round(work.progress(lines), 4)
         return JobStatus(job.id, job.name, "running", progress=progress, started_at=record.started_at)
 
     def _ended(self, node_id: str, job: Job, record: Record, work: Work, code: int) -> JobStatus:
@@ -195,7 +190,6 @@ class Jobs:
             0.0 if reason else 1.0, record.started_at, report.now(), found,
         )  # fmt: skip
         self._write(node_id, job.name, record)
-        self._told.pop(job.id, None)
         self._supervisor.remove(service_name(node_id, job.name), gently=False)
         log.info("node %s: job %s %s %s %s", node_id, job.name, job.id, record.ended.state, record.ended.reason)
         return record.ended
