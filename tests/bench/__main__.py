@@ -159,7 +159,7 @@ def measure_memory(instance: Instance) -> list[tuple[str, str]]:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=20, help="creates in the sequential measurement")
+    parser.add_argument("--runs", type=int, default=20, help="creates one after another, updates and backups")
     parser.add_argument("--seconds", type=float, default=10, help="length of each load")
     parser.add_argument("--scale", type=int, default=64, help="pgbench's scale for the backups, 16 MB each")
     chosen = parser.parse_args()
@@ -171,7 +171,7 @@ def main() -> None:
         rows += measure_pool(instance, int(chosen.seconds * 3))
         rows += measure_creates(instance, chosen.runs)
         rows += measure_forks(instance)
-        rows += measure_backups(instance, chosen.scale)
+        rows += measure_backups(instance, chosen.scale, chosen.runs)
     rows += measure_loss()
     version = subprocess.run(["/usr/lib/postgresql/15/bin/postgres", "--version"], capture_output=True, text=True)
     processor = next(

@@ -111,6 +111,21 @@ def assert_no_hole(names: list[str], last: str) -> None:
     assert numbers == list(range(1, len(numbers) + 1)) and last in names, names
 
 
+def test_a_job_waits_for_no_convergence(host: RunningHost, caplog: pytest.LogCaptureFixture) -> None:
+    """A spec that has other jobs and nothing else new is in force as it is; with anything else new it is converged."""
+    caplog.set_level("INFO", "pgherd.agent")
+    node = with_repository(host)
+    caplog.clear()
+    node, _ = back_up(host, node)
+    host.until_in_force(node)
+    assert not [line for line in caplog.messages if "generation" in line]
+    node = host.change(node, jobs=[Job(secrets.token_hex(8), "backup")], settings={"deadlock_timeout": 1234})
+    host.until_in_force(node)
+    assert host.sql(node, "show deadlock_timeout;").strip() == "1234ms"
+    assert [line for line in caplog.messages if f"running, generation {node.generation}" in line]
+    remove(host, node)
+
+
 def test_segments_from_the_first_second(host: RunningHost, node: NodeSpec) -> None:
     """What is written before the repository is there waits for it; nobody waits for the repository."""
     assert host.link.history[-1].repository is None or not host.link.statuses[node.node_id].repository.ready  # type: ignore[union-attr]

@@ -56,7 +56,7 @@ def test_at_the_plan_s_limit(host: RunningHost) -> None:
     host.until_in_force(node)
     with host.connect(node) as early, host.connect(node) as deleting:
         early.execute("select 1")
-        assert "read-only transaction" in fill_until_refused(early)
+        assert "read-only transaction" in fill_until_refused(early, pause=0.05)
         assert is_loaded(host, node) == "plan"
         status = host.until(node, lambda s: s.disk_used > 0.9 * node.disk_bytes)
         assert status.disk_used < 1.2 * node.disk_bytes

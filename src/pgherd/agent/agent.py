@@ -48,7 +48,6 @@ log = logging.getLogger("pgherd.agent")
 _LOOK_EVERY = 9.0  # seconds between observations of a running node; the design promises 10
 _LOOK_SOON = 2.0  # after a convergence
 _LOOK_AT_JOB = 1.0  # at a running job's progress
-_TURN_WITH_JOBS = 0.1  # seconds until the end of a job is noticed
 _ASK_EVERY = 10.0  # seconds between looks for specs without a notification
 _FACTS_EVERY = 30.0
 _RETRY_BROKEN = 30.0
@@ -61,7 +60,7 @@ class Node:
     """What the agent remembers of a node.
 
     `converged`: the generation in force; `task`: the result of its task; `pooler`: the version of PgBouncer that
-    serves; `due`: when to look at it again.
+    serves; `due`: when to look at it again; `rung`: something has happened since the look that goes on began.
     """
 
     spec: NodeSpec
@@ -72,6 +71,7 @@ class Node:
     pooler: str = ""
     busy: bool = False
     due: float = 0.0
+    rung: bool = False
     changed_at: int = 0
     care: Care = field(default_factory=Care)
     jobs: list[JobStatus] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Agent:
             getpass.getuser(), threading.BoundedSemaphore(cores * 2), self.installed.pgbouncer,
             Firewall(self.home.root, [settings.port_range, (settings.listen_address[1],) * 2]), Limits(self.home.root),
             Repositories(self.home, pgbackrest.program(settings.pgbackrest), private_key),
-            Jobs(self.home, self.supervisor, max(1, cores // 2)),
+            Jobs(self.home, self.supervisor, max(1, cores // 2), self._look_again),
             Deleted(self.home.agent / "deleted"), Makings(self._look_again), self._spec_of,
         )  # fmt: skip
         self.unknown = Unknown(self.host.private_key)
@@ -106,7 +106,7 @@ class Agent:
         self._unsent: dict[str, NodeStatus] = {}
         self.watch = Watch(
             self.home.nodes, settings.host_disk_reserve_percent, lambda: [n.spec for n in list(self.nodes.values())],
-            self._cluster_of, self._look_now,
+            self._cluster_of, self._look_again,
         )  # fmt: skip
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -166,8 +166,7 @@ class Agent:
         self.platform.tend()
         self._refill()
         soonest = min((n.due for n in self.nodes.values() if not n.busy), default=float("inf"))
-        longest = _TURN_WITH_JOBS if any(n.spec.jobs for n in self.nodes.values()) else 1.0
-        return max(0.0, min(soonest - time.monotonic(), longest))
+        return max(0.0, min(soonest - time.monotonic(), 1.0))
 
     def _exchange(self) -> None:
         now, asked = time.monotonic(), self._ask_at == 0.0
@@ -213,6 +212,9 @@ class Agent:
             return
         elif spec == node.spec:
             return
+        alike = msgspec.structs.replace(node.spec, generation=spec.generation, jobs=spec.jobs)
+        if spec == alike and node.converged == node.spec.generation:
+            node.converged = spec.generation  # jobs are nothing to converge, and need not wait for it
         node.spec, node.due = spec, 0.0
         self.specs.keep(node.spec, node.converged, node.status)
 
@@ -220,7 +222,6 @@ class Agent:
         now = time.monotonic()
         for node in self.nodes.values():
             changed_at = self.supervisor.changed_at(service_name(node.spec.node_id))
-            changed_at += self.host.jobs.changed_at(node.spec.node_id, node.spec.jobs)
             if changed_at != node.changed_at:
                 node.changed_at = changed_at
                 if node.status is not None and node.status.state == "running":
@@ -256,7 +257,7 @@ class Agent:
     # --- one node, in a thread of the pool -----------------------------------------------------------------
 
     def _look_after(self, node: Node) -> None:
-        spec = node.spec
+        spec, node.rung = node.spec, False
         try:
             status, pause = self._observe(node, spec) or self._converge(node, spec)
             node.due = time.monotonic() + pause
@@ -267,14 +268,15 @@ class Agent:
             log.exception("node %s: unexpected", spec.node_id)
             node.due = time.monotonic() + _RETRY_BROKEN
         finally:
-            if node.spec is not spec:
+            if node.spec is not spec or node.rung:
                 node.due = 0.0
             node.busy = False
             self.link.wake()
 
     def _look_again(self, node_id: str) -> None:
+        """Look at a node at once, or once more when that is going on; called by any thread."""
         if (node := self.nodes.get(node_id)) is not None:
-            node.due = 0.0
+            node.rung, node.due = True, 0.0
             self.link.wake()
 
     def _spec_of(self, node_id: str) -> NodeSpec | None:
@@ -314,17 +316,13 @@ class Agent:
         groups = list(self.host.limits.groups(spec.node_id))
         tending = Tending(
             self.host.repositories, self.host.jobs, spec, convergence.cluster, node.care,
-            lambda work: self._beside.start(work, lambda: self._look_soon(node)), groups,
+            lambda work: self._beside.start(work, lambda: self._look_again(spec.node_id)), groups,
         )  # fmt: skip
         node.jobs = tending.carry_out(seen.archiver, idle=not self._converges())
         works = any(job.state in ("waiting", "running") for job in node.jobs)
         status = self._running(node, spec, seen)
         self.telemetry.observed(convergence, seen, status.disk_used)
         return status, _LOOK_AT_JOB if works or not tending.settled else _LOOK_EVERY
-
-    def _look_soon(self, node: Node) -> None:
-        node.due = 0.0
-        self.link.wake()
 
     def _converge(self, node: Node, spec: NodeSpec) -> tuple[NodeStatus, float]:
         overtaken = lambda: node.spec is not spec or self._stopping.is_set()  # noqa: E731
@@ -431,12 +429,6 @@ class Agent:
             cluster = Convergence(self.host, spec).cluster
             return cluster if cluster.config.exists() and cluster.run.exists() else None
         return None
-
-    def _look_now(self, node_id: str) -> None:
-        """Observe a node at once."""
-        if node := self.nodes.get(node_id):
-            node.due = 0.0
-            self.link.wake()
 
     def _doors(self) -> dict[str, Door]:
         """The doors of the nodes that are kept: they are there before any of their servers is started."""

@@ -8,10 +8,12 @@ program that ended without it was killed, or its machine was; it is run again, a
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ log = logging.getLogger("pgherd.agent")
 _ALONE = ("verify",)  # jobs that no other waits for
 _TRIES = 3  # runs that are killed until the job is given up
 _KILLED = 128  # exit codes from here on: ended by a signal
+_LOOK_EVERY = 0.02  # seconds until the end of a program is noticed
+_FINISH_PATIENCE = 0.2  # seconds; what follows is mostly done by then, and need not wait for the next look
 _GIVE_WAY = ["nice", "-n", "10", "ionice", "-c", "2", "-n", "7"]
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/nonexistent"}
 
@@ -71,11 +75,15 @@ class Record(msgspec.Struct):
 
 
 class Jobs:
-    """The jobs of all nodes. `most`: how many run at once; the others wait for their turn."""
+    """The jobs of all nodes. `most`: how many run at once; the others wait for their turn.
 
-    def __init__(self, home: Home, supervisor: Supervisor, most: int) -> None:
-        self._home, self._supervisor, self._most = home, supervisor, most
+    `ring` is called with a node's id when the program of one of its jobs has ended.
+    """
+
+    def __init__(self, home: Home, supervisor: Supervisor, most: int, ring: Callable[[str], None]) -> None:
+        self._home, self._supervisor, self._most, self._ring = home, supervisor, most, ring
         self._starting = threading.Lock()
+        self._watched: set[str] = set()
         self._finishing: dict[str, Future[Any]] = {}
 
     def ensure(self, node_id: str, job: Job, work: Work) -> JobStatus:
@@ -120,10 +128,6 @@ class Jobs:
             if name not in kept:
                 self.end(node_id, name, (clear or {}).get(name, lambda: None))
 
-    def changed_at(self, node_id: str, jobs: Sequence[Job]) -> int:
-        """Changes whenever a job's process starts or ends. Costs a look at a file each."""
-        return sum(self._supervisor.changed_at(service_name(node_id, job.name)) for job in jobs)
-
     # --- inside --------------------------------------------------------------------------------------------
 
     def _start(self, node_id: str, job: Job, record: Record, work: Work) -> bool:
@@ -147,9 +151,20 @@ class Jobs:
         return True
 
     def _running(self, node_id: str, job: Job, record: Record, work: Work) -> JobStatus:
+        if job.id not in self._watched:
+            self._watched.add(job.id)
+            threading.Thread(target=self._watch, args=(node_id, job), name="job", daemon=True).start()
         lines = self._supervisor.last_lines(service_name(node_id, job.name))
         progress = round(work.progress(lines), 4)
         return JobStatus(job.id, job.name, "running", progress=progress, started_at=record.started_at)
+
+    def _watch(self, node_id: str, job: Job) -> None:
+        """Ring when the program has ended; whoever looks at the job sees it too, so nothing depends on this."""
+        ended, service = self._directory(node_id, job.name) / "exit", service_name(node_id, job.name)
+        while not ended.exists() and self._supervisor.lives(service):
+            time.sleep(_LOOK_EVERY)
+        self._watched.discard(job.id)
+        self._ring(node_id)
 
     def _ended(self, node_id: str, job: Job, record: Record, work: Work, code: int) -> JobStatus:
         directory = self._directory(node_id, job.name)
@@ -174,6 +189,7 @@ class Jobs:
         if finishing is None:
             failpoints.passing(f"job {job.name} finish begin")
             finishing = self._finishing[job.id] = finish()
+            concurrent.futures.wait([finishing], _FINISH_PATIENCE)
         if not finishing.done():
             return False
         del self._finishing[job.id]
@@ -190,7 +206,6 @@ class Jobs:
             0.0 if reason else 1.0, record.started_at, report.now(), found,
         )  # fmt: skip
         self._write(node_id, job.name, record)
-        self._supervisor.remove(service_name(node_id, job.name), gently=False)
         log.info("node %s: job %s %s %s %s", node_id, job.name, job.id, record.ended.state, record.ended.reason)
         return record.ended
 
