@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pgherd.errors import PgherdError
 from pgherd.settings import Settings
@@ -13,22 +14,34 @@ from pgherd.settings import Settings
 _PR_SET_PDEATHSIG = 1
 
 
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Loading modules makes much that stays; to look for garbage meanwhile takes a sixth of a start and finds none."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
 def _api(settings: Settings, argv: list[str]) -> int:
-    from pgherd.wiring import run_api
+    with _loading():
+        from pgherd.wiring.api import run_api
 
     run_api(settings)
     return 0
 
 
 def _worker(settings: Settings, argv: list[str]) -> int:
-    from pgherd.wiring import run_worker
+    with _loading():
+        from pgherd.wiring.worker import run_worker
 
     run_worker(settings)
     return 0
 
 
 def _agent(settings: Settings, argv: list[str]) -> int:
-    from pgherd.agent.agent import run
+    with _loading():
+        from pgherd.agent.agent import run
 
     run(settings)
     return 0
@@ -118,7 +131,8 @@ def main() -> int:
 
     if name in COMMANDS:
         return run(name, sys.argv[2:])
-    from pgherd.cli.app import main as cli
+    with _loading():
+        from pgherd.cli.app import main as cli
 
     return cli()
 

@@ -32,7 +32,7 @@ def measure_backups(instance: Instance, scale: int, runs: int) -> list[tuple[str
     command = _by_hand(instance)
 
     def ours() -> None:
-        done = instance.finished(instance.call("POST", url, {"full": True}).json(), 600, 0.02)
+        done = instance.finished(instance.call("POST", url, {"full": True}).json(), 600)
         assert done["state"] == "success", done
 
     def hand() -> None:

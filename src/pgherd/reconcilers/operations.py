@@ -6,7 +6,7 @@ import logging
 
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import defer
-from pgherd.workflows.worker import SILENCE
+from pgherd.workflows.run import SILENCE
 
 log = logging.getLogger(__name__)
 

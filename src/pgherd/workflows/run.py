@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 2.0
 #: The same for a run that came back: the queue hands out the oldest job first, and many waiting ones starve new ones.
 LATER_PATIENCE = 0.1
+#: Seconds without a worker's sign of life until its jobs are given to others.
+SILENCE = 20.0
 #: Runs that may end in an error of ours before the operation fails.
 FAULTS = 5
 

@@ -42,7 +42,7 @@ from pgherd.workflows import (
     verify,
 )
 from pgherd.workflows.app import App
-from pgherd.workflows.run import GiveBack, Run, Superseded, carry_out
+from pgherd.workflows.run import SILENCE, GiveBack, Run, Superseded, carry_out
 from pgherd.workflows.wakeups import Wakeups
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,6 @@ WORKS: dict[str, Callable[[Run], None]] = {
 }
 
 HEARTBEAT = 5.0  # seconds between a worker's signs of life
-SILENCE = 20.0  # seconds without one until its jobs are given to others
 MOST_SLOTS = 64
 
 

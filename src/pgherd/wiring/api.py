@@ -1,4 +1,4 @@
-"""Builds the processes from the settings: the one module that names concrete classes."""
+"""Builds the API from the settings."""
 
 from __future__ import annotations
 
@@ -25,15 +25,12 @@ from pgherd.api.services import Services
 from pgherd.api.telemetry import Telemetry
 from pgherd.api.unknown_nodes import UnknownNodes
 from pgherd.contract.document import load_hosted, load_platform
-from pgherd.reconcilers.rounds import Rounds
 from pgherd.settings import Settings, refuse_open_http
 from pgherd.store.db import AsyncDb, Db, database_url
 from pgherd.store.keys import KeyCache
 from pgherd.store.platform import Organizations, PlatformStore
 from pgherd.store.vault import Vault, key_file
 from pgherd.workflows.app import App
-from pgherd.workflows.wakeups import Wakeups
-from pgherd.workflows.worker import run_worker as work
 
 
 def build_api(settings: Settings) -> Application:
@@ -119,13 +116,3 @@ def run_api(settings: Settings) -> None:
         **server_options(),
     )
     uvicorn.Server(config).run()
-
-
-def run_worker(settings: Settings) -> None:
-    """Carry operations out until SIGTERM."""
-    failpoints.name_process("worker")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    url = database_url(settings)
-    app = App(settings, Db(url, 4), Vault(key_file(settings)), Wakeups(url))
-    logging.getLogger("procrastinate").setLevel(logging.WARNING)
-    work(app, url, Rounds(app))
