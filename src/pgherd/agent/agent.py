@@ -212,8 +212,8 @@ class Agent:
             return
         elif spec == node.spec:
             return
-        alike = msgspec.structs.replace(node.spec, generation=spec.generation, jobs=spec.jobs)
-        if spec == alike and node.converged == node.spec.generation:
+        with_jobs = msgspec.structs.replace(node.spec, generation=spec.generation, jobs=spec.jobs)
+        if spec == with_jobs and spec.jobs != node.spec.jobs and node.converged == node.spec.generation:
             node.converged = spec.generation  # jobs are nothing to converge, and need not wait for it
         node.spec, node.due = spec, 0.0
         self.specs.keep(node.spec, node.converged, node.status)

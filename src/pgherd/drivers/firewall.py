@@ -202,8 +202,13 @@ class Firewall:
             self._writing.release()
 
     def _list(self) -> str:
-        listed = _nft("", "list", "tables").splitlines()
-        return _nft("", "-s", "list", "table", "inet", self.table) if f"table inet {self.table}" in listed else ""
+        """The table as the kernel has it; empty when it is not there."""
+        try:
+            return _nft("", "-s", "list", "table", "inet", self.table)
+        except HostFault as error:
+            if error.detail.startswith("Error: No such file or directory"):
+                return ""
+            raise
 
 
 def render(table: str, doors: Iterable[Door], reserved: Iterable[tuple[int, int]]) -> str:
