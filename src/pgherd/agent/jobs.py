@@ -201,6 +201,7 @@ class Jobs:
     def _close(
         self, node_id: str, job: Job, record: Record, reason: str, found: Verification | None = None
     ) -> JobStatus:
+        """Nothing follows. What is left of the job goes when the spec has lost it, so that nobody waits for that."""
         record.ended = JobStatus(
             job.id, job.name, "failed" if reason else "done", report.clean(reason, self._home.root),
             0.0 if reason else 1.0, record.started_at, report.now(), found,
