@@ -203,7 +203,7 @@ class Maintenance(Update):
 class Backup(Update):
     """Back a service up; afterwards there is exactly one backup more."""
 
-    places = re.compile(r"(api|worker) |agent (job|repository|running record)")
+    places = re.compile(r"(api|worker) |agent (job|repository)")
 
     def run(self, instance: Instance, name: str) -> dict[str, Any]:
         self.count += 1
