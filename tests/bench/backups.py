@@ -6,12 +6,12 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 
 from tests.bench import gates
+from tests.bench.turns import in_turns
 from tests.plugins.instance import Instance, running_instance, until
 
 _PGBENCH = "/usr/lib/postgresql/15/bin/pgbench"
@@ -31,22 +31,21 @@ def measure_backups(instance: Instance, scale: int, runs: int) -> list[tuple[str
     assert instance.finished(instance.call("POST", url, {"full": True}).json(), 600, 0.02)["state"] == "success"
     command = _by_hand(instance)
 
-    def ours() -> None:
+    def ours() -> float:
+        start = time.perf_counter()
         done = instance.finished(instance.call("POST", url, {"full": True}).json(), 600)
         assert done["state"] == "success", done
+        return time.perf_counter() - start
 
-    def hand() -> None:
+    def hand() -> float:
+        start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - start
 
-    seconds: dict[Callable[[], None], list[float]] = {ours: [], hand: []}
-    for number in range(runs):
-        for one in (ours, hand)[:: -1 if number % 2 else 1]:
-            start = time.perf_counter()
-            one()
-            seconds[one].append(time.perf_counter() - start)
+    seconds, by_hand = in_turns(ours, hand, runs)
     size = instance.call("GET", url).json()["backups"][-1]["size"] / (1 << 20)
     instance.delete(name)
-    here, there = (size / statistics.mean(seconds[one]) for one in (ours, hand))
+    here, there = size / seconds, size / by_hand
     what = f"full backup of {size:.0f} MiB, mean of {runs}"
     gates.at_least("throughput of a backup beside pgBackRest by hand", here / there, 0.9)
     return [(what, f"{here:.0f} MiB/s | {there:.0f} MiB/s | {here / there:.2f}")]

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import psycopg
 
 from pgherd.drivers.limits import Limits
 from tests.bench import gates
+from tests.bench.turns import in_turns
 from tests.plugins.instance import Instance, free_port, until
 
 PGBOUNCER = "/usr/local/lib/pgherd/pgbouncer/bin/pgbouncer"
@@ -37,16 +37,14 @@ def measure_pool(instance: Instance, seconds: int) -> list[tuple[str, str]]:
     direct = {"PGHOST": params["host"], "PGPORT": params["port"], "PGUSER": "avnadmin", "PGPASSWORD": admin}
     environment = {**os.environ, **direct, "PGSSLMODE": "require"}
     subprocess.run([PGBENCH, "-i", "-q", "-s", "10", "defaultdb"], env=environment, check=True, capture_output=True)
-    ours: list[float] = []
-    hand: list[float] = []
     with _by_hand(instance.home, int(params["port"]), admin) as port:
-        turns = [(ours, int(params["port"]) + 1), (hand, port)]
-        for number in range(ROUNDS):
-            for found, target in turns[:: -1 if number % 2 else 1]:
-                found.append(_pgbench({**environment, "PGPORT": str(target)}, "bench", seconds))
+        ours = {**environment, "PGPORT": str(int(params["port"]) + 1)}
+        hand = {**environment, "PGPORT": str(port)}
+        here, there = in_turns(
+            lambda: _pgbench(ours, "bench", seconds), lambda: _pgbench(hand, "bench", seconds), ROUNDS
+        )
     instance.delete(name)
     what = f"pgbench, {CLIENTS} clients through a transaction pool of {SIZE}, prepared statements, TLS"
-    here, there = statistics.mean(ours), statistics.mean(hand)
     ratio = here / there
     gates.at_least("pgbench through a pool beside PgBouncer by hand", ratio, GATE)
     return [(what, f"{here:.0f} tps | {there:.0f} tps | {ratio:.2f} (at least {GATE})")]
