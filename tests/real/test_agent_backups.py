@@ -233,6 +233,20 @@ def test_a_killed_backup_is_taken_all_the_same(host: RunningHost, at: str) -> No
     remove(host, node)
 
 
+def test_a_backup_that_was_killed_at_its_very_end_is_not_taken_twice(
+    host: RunningHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backup is in the repository, but the program is killed before it says so."""
+    node = with_repository(host)
+    ready(host, node)
+    take = pgbackrest.backup
+    monkeypatch.setattr(pgbackrest, "backup", lambda *a, **k: ["sh", "-c", '"$@"; kill -9 $$', "sh", *take(*a, **k)])
+    for number in (1, 2):
+        node, backups = back_up(host, node, full=True)
+        assert len(backups) == number
+    remove(host, node)
+
+
 def test_a_backup_outlives_the_agent(host: RunningHost) -> None:
     """The next agent finds it: the same process, not a second one."""
     node = with_repository(host)

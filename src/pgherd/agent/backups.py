@@ -31,6 +31,7 @@ from pgherd.spec import Backup, Job, JobStatus, NodeSpec, Repository, Repository
 
 _LOOK_EVERY = 600.0  # seconds between looks into a repository that nothing happened to
 _AGAIN = 30.0  # seconds after one that failed
+_PATIENCE = 10.0  # seconds for a look that the node waits for
 _GIB = 1 << 30
 _DAY = 86_400  # seconds
 
@@ -214,7 +215,16 @@ class Tending:
             raise HostFault(f"This host knows no job {job.name}.")
         argv = pgbackrest.backup(program, config, full=job.full, fast=not job.scheduled)
         words = pgbackrest.progress, pgbackrest.complaint
-        return Work(argv, self.cluster.account, self.groups, *words, finish=lambda: self.beside(self._expire))
+        finish = lambda: self.beside(self._expire)  # noqa: E731
+        return Work(argv, self.cluster.account, self.groups, *words, finish=finish, made=self._taken)
+
+    def _taken(self, since: str) -> bool:
+        """Whether there is a backup that began at `since` or later; pgBackRest's times are whole seconds."""
+        begun = datetime.fromisoformat(since).replace(microsecond=0)
+        with contextlib.suppress(HostFault):
+            known = self.repositories.info(self.cluster, timeout=_PATIENCE).backups
+            return any(datetime.fromisoformat(backup.started_at) >= begun for backup in known)
+        return False
 
     def _expire(self) -> None:
         """Let go what the plan does not keep; look at what is left, so that a backup is seen when its job is done."""

@@ -49,7 +49,8 @@ class Work:
     `urgent`: it does not wait for its turn. `finish` follows when the program ended well, beside all else, and may
     run again; the job is done when it is. `alone`: no second one of its name on the host,
     and no other waits for it. `network`: see `Service`. `result` reads what the program has found; with that the job is
-    done, however it ended. `clear` removes what a killed one has left.
+    done, however it ended. `made`: whether what the program was to make is there, begun at that time or later: it may
+    have been killed when all was done but its end. `clear` removes what a killed one has left.
     """
 
     argv: Sequence[str]
@@ -62,6 +63,7 @@ class Work:
     alone: bool = False
     network: bool = True
     result: Callable[[], Verification | None] = lambda: None
+    made: Callable[[str], bool] = lambda since: False
     clear: Callable[[], None] = lambda: None
 
 
@@ -99,6 +101,9 @@ class Jobs:
             return self._ended(node_id, job, record, work, code)
         if self._supervisor.lives(service_name(node_id, job.name)):
             return self._running(node_id, job, record, work)
+        if record.tries and work.made(record.started_at):
+            (self._directory(node_id, job.name) / "exit").write_text("0")
+            return self._ended(node_id, job, record, work, 0)
         if record.tries >= _TRIES:
             return self._close(node_id, job, record, f"It was killed {record.tries} times.")
         if not self._start(node_id, job, record, work):

@@ -157,9 +157,9 @@ class Repositories:
             push = pgbackrest.push_rest(self.installed(), cluster.config, cluster.pgdata)
             self.run(push, cluster.account, timeout=600)
 
-    def info(self, cluster: Cluster) -> Info:
-        """What is in it. Raises HostFault."""
-        answer = self.run(pgbackrest.info(self.installed(), cluster.config), cluster.account)
+    def info(self, cluster: Cluster, *, timeout: float = _SECONDS) -> Info:
+        """What is in it, told within `timeout` seconds. Raises HostFault."""
+        answer = self.run(pgbackrest.info(self.installed(), cluster.config), cluster.account, timeout=timeout)
         return pgbackrest.parse_info(answer.out)
 
     def remove(self, repository: Repository) -> None:
