@@ -33,9 +33,11 @@ test: lint ## lint, then every test but the long ones; installs what they need
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --ignore tests/chaos
 
 bench: .venv/.ready-dev ## measure, write docs/benchmarks.md
+	@sh install/debian.sh tests
 	$(BIN)/python -m tests.bench
 
-chaos: .venv/.ready-dev ## kill everything, everywhere; fill a host
+chaos: .venv/.ready-dev ## the long tests: kill everything, everywhere; fill a host
+	@sh install/debian.sh tests
 	$(BIN)/pytest -s tests/chaos
 
 # The Debian package that brings `venv` may be missing as well.

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 import requests
 
-from tests.durability.test_kill_matrix import assert_nothing_is_left
+from tests.durability.kills import assert_nothing_is_left
 from tests.plugins.instance import Instance, running_instance
 
 SECONDS = float(os.environ.get("PGHERD_CHAOS_SECONDS", "300"))

@@ -11,7 +11,7 @@ import uuid
 import pytest
 
 from tests.contract.processes import metadata, stopped
-from tests.durability.test_kill_matrix import arm, disarm
+from tests.durability.kills import arm, disarm
 from tests.plugins.instance import Instance, until
 
 LISTENERS = (

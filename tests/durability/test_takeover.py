@@ -12,7 +12,7 @@ import uuid
 import pytest
 
 from tests.contract.processes import metadata, stopped
-from tests.durability.test_kill_matrix import arm, assert_nothing_is_left, disarm, trace
+from tests.durability.kills import arm, assert_nothing_is_left, disarm, trace
 from tests.plugins.instance import ROOTED, Instance, process_state, until
 
 

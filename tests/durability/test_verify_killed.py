@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.processes import metadata
-from tests.durability.test_kill_matrix import arm, disarm, trace
+from tests.durability.kills import arm, disarm, trace
 from tests.plugins.instance import Instance, until
 
 PLACES = ("agent job verify start end kill", "agent job verify finish begin kill", "worker verify before record kill")

@@ -122,7 +122,7 @@ def test_backups_in_s3(bucket: Bucket) -> None:
     settings = {"endpoint": bucket.endpoint, "bucket": bucket.bucket, "key": bucket.key, "secret": bucket.secret}
     settings |= {"ca_file": str(ca), "prefix": "zone"}
     given = {f"backup_s3_{name}": value for name, value in settings.items()}
-    with running_instance(**given, archive_timeout_seconds="1") as instance:
+    with running_instance(**given, archive_timeout_seconds="5") as instance:
         name = instance.create()
         assert "full" in instance.run("backup", "create", name).stdout
         assert listed(instance, name)["repository"] == "s3"
