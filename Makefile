@@ -48,9 +48,9 @@ chaos: .venv/.ready-dev ## the long tests: kill everything, everywhere; fill a h
 	$(BIN)/pip install --quiet --disable-pip-version-check $(UV)
 
 .venv/.ready: uv.lock pyproject.toml .venv/bin/uv
-	@$(BIN)/uv --quiet sync --frozen --inexact --no-default-groups
+	@$(BIN)/uv --quiet sync --frozen --inexact --compile-bytecode --no-default-groups
 	@touch $@
 
 .venv/.ready-dev: uv.lock pyproject.toml .venv/bin/uv
-	@$(BIN)/uv --quiet sync --frozen --inexact
+	@$(BIN)/uv --quiet sync --frozen --inexact --compile-bytecode
 	@touch $@ .venv/.ready
