@@ -121,6 +121,9 @@ class TestUsers:
         assert "not known here" in text and "Reset it" in text
         access.done(access.escaped("PUT", "user", odd, "password", "reset", body={}))
         assert access.login(odd, access.escaped(*reveal).json()["password"])[0] == odd
+        wish = {"name": "for-odd", "database-name": "defaultdb", "size": 1, "username": odd}
+        refused = access.escaped("POST", "connection-pool", body=wish)
+        assert (refused.status_code, "username" in refused.text, "double quote" in refused.text) == (400, True, True)
         instance.sql(access.service, f"alter role {quoted} password 'again-in-sql'")
         until(lambda: access.escaped(*reveal).status_code == 404, 20, "the change is observed")
         another_second()

@@ -11,7 +11,10 @@ import psycopg
 import pytest
 
 from pgherd import sealing
+from pgherd.agent.converge import Convergence
 from pgherd.agent.records import read_record, write_private
+from pgherd.drivers import postgres
+from pgherd.drivers import postgres_access as access
 from pgherd.spec import NodeStatus, Task, TaskResult
 from tests.plugins.host import RunningHost, verifier
 
@@ -135,6 +138,48 @@ def test_a_dropped_user_leaves_its_objects_to_the_admin_in_every_database(servic
     owned = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'of_leaver'"
     assert service.sql(owned) == ("avnadmin",)
     _done(service.task("drop-user", "leaver"))
+
+
+def test_a_user_whose_objects_are_in_use_stays_as_it_was(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An open transaction of another one holds a lock: the deletion fails with words and can be asked for again."""
+    monkeypatch.setitem(access.OPTIONS, "lock_timeout", "500")
+    _done(service.task("create-user", "holder", password="holds-a-table"))
+    as_holder = {"user": "holder", "password": "holds-a-table"}
+    service.sql("GRANT CREATE ON SCHEMA public TO holder")
+    service.sql("CREATE TABLE public.held AS SELECT 1 AS a", "GRANT SELECT ON public.held TO avnadmin", **as_holder)
+    with service.host.connect(service.spec) as reader, reader.transaction():
+        reader.execute("SELECT * FROM public.held")
+        result = service.task("drop-user", "holder")
+        assert result.state == "refused" and "in database defaultdb is in use" in result.reason, result
+        assert "holder" in {role.name for role in service.status.users}
+        assert service.sql("SELECT a FROM public.held", **as_holder) == (1,)
+    _done(service.task("drop-user", "holder"))
+    assert service.sql("SELECT pg_get_userbyid(relowner) FROM pg_class WHERE relname = 'held'") == ("avnadmin",)
+
+
+def test_what_cannot_be_passed_on_is_named_before_anything_moves(service: Service) -> None:
+    _done(service.task("create-user", "publisher", password="owns-a-database"))
+    as_publisher = {"user": "publisher", "password": "owns-a-database"}
+    service.sql("GRANT publisher TO avnadmin", "CREATE DATABASE news OWNER publisher", "CREATE DATABASE shut")
+    service.sql("CREATE TABLE public.mine AS SELECT 1 AS a", dbname="news", **as_publisher)
+    service.sql("GRANT CREATE ON SCHEMA public TO publisher", dbname="shut")
+    service.sql("CREATE TABLE public.mine AS SELECT 1 AS a", dbname="shut", **as_publisher)
+    subscribe = (  # as pgherd.create_subscription does, without another server
+        "CREATE SUBSCRIPTION s CONNECTION $$host='192.0.2.1' dbname='d' user='u' password='p'$$ PUBLICATION p"
+        " WITH (connect = false);"
+        "ALTER ROLE publisher SUPERUSER; ALTER SUBSCRIPTION s OWNER TO publisher; ALTER ROLE publisher NOSUPERUSER;"
+    )
+    postgres.psql(Convergence(service.host.agent.host, service.spec).cluster, subscribe, database="news")
+    service.sql("ALTER DATABASE shut ALLOW_CONNECTIONS false")
+    result = service.task("drop-user", "publisher")
+    assert result.state == "refused" and "objects in database shut, which allows no connections" in result.reason
+    assert "subscription s of database news" in result.reason
+    assert service.sql("SELECT a FROM public.mine", dbname="news", **as_publisher) == (1,)
+    service.sql("ALTER DATABASE shut ALLOW_CONNECTIONS true")
+    service.sql("ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s", dbname="news", **as_publisher)
+    _done(service.task("drop-user", "publisher"))
+    owned = "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE relname = 'mine'"
+    assert service.sql(owned, dbname="news") == service.sql(owned, dbname="shut") == ("avnadmin",)
 
 
 def test_a_database_has_its_locale_and_owner_and_goes_with_its_connections(service: Service) -> None:

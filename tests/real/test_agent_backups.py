@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from pgherd import sealing, unprivileged
 from pgherd.agent import backups as care
 from pgherd.drivers import pgbackrest
 from pgherd.drivers.postgres import NotReady
-from pgherd.spec import S3, Backup, Job, JobStatus, NodeSpec, NodeStatus, Repository, RepositoryStatus
+from pgherd.spec import S3, Backup, Job, JobStatus, NodeSpec, NodeStatus, Pool, Repository, RepositoryStatus
 from tests.plugins.host import RunningHost, rooted, until
 from tests.plugins.objects import Bucket
 
@@ -263,6 +264,24 @@ def test_a_backup_outlives_the_agent(host: RunningHost) -> None:
     assert (done.state, record["tries"]) == ("done", 1)
     assert status.repository is not None and len(status.repository.backups) == 1
     remove(host, node)
+
+
+def test_a_backup_waits_for_no_pooler(host: RunningHost) -> None:
+    """A PgBouncer that cannot start, because another program has its port, keeps nobody from backing up."""
+    node = with_repository(host)
+    ready(host, node)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", node.port + 1))
+        other.listen()
+        node = host.change(node, pools=[Pool("p", "defaultdb", "transaction", 1)])
+        status = host.until(node, lambda s: "Another program listens" in s.reason)
+        assert (status.state, status.step, status.refused) == ("running", "pools", 0)
+        node, job = start(host, node, full=True)
+        done, status = ended(host, node, job)
+        assert done.state == "done" and "Another program listens" in status.reason, status
+    host.until(node, lambda s: bool(s.pooler), 30)
+    remove(host, host.change(node, jobs=[]))
 
 
 def test_a_job_ends_with_its_spec(host: RunningHost) -> None:

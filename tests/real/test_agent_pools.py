@@ -277,8 +277,9 @@ def test_what_the_file_cannot_hold_is_refused_and_the_node_runs_on(host: Running
                  Pool("x", "a\nb", "session", 1), Pool("x", "d", "session", 1, 'u" all')):  # fmt: skip
         spec = host.spec(pools=[pool])
         host.link.wish(spec)
-        status = host.until(spec, lambda s: bool(s.reason))
-        assert (status.state, status.step) == ("running", "pools") and "not acceptable" in status.reason
+        status = host.until(spec, lambda s: "not acceptable" in s.reason)
+        assert (status.state, status.step) == ("running", "pools")
+        assert status.refused == spec.generation, "the operation need not wait for its time-out"
         host.until_in_force(host.change(spec, desired="absent"))
 
 

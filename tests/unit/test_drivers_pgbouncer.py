@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from pgherd.drivers import pgbouncer
-from pgherd.errors import HostFault
+from pgherd.errors import Unsupported
 from pgherd.spec import Admin, Memory, NodeSpec, Pool, Tls
 
 _SPEC = NodeSpec(
@@ -44,7 +44,7 @@ def test_pools_for_all_users_share_what_no_pool_is_promised_and_never_ask_for_mo
     "name", ["pgbouncer", "postgres", "template1", "pgherd_auth", "*", "a=b", "a b", 'a"', "", "é"]
 )
 def test_names_that_mean_something_else_are_refused(name: str) -> None:
-    with pytest.raises(HostFault):
+    with pytest.raises(Unsupported):
         _render(pools=[Pool(name, "d", "session", 1)])
 
 
@@ -57,7 +57,7 @@ def test_names_that_mean_something_else_are_refused(name: str) -> None:
     ],
 )  # fmt: skip
 def test_parameters_that_are_no_tenants_are_refused(pooler: dict[str, object]) -> None:
-    with pytest.raises((HostFault, ValueError)):
+    with pytest.raises((Unsupported, ValueError)):
         _render(pooler=pooler)
 
 

@@ -313,16 +313,20 @@ class Agent:
             convergence.pooling.cut()
         if not features.are_current(spec, seen, read_record(convergence.directory)):
             return None
+        soon = self._tend(node, spec, convergence, seen)
+        status = self._running(node, spec, seen)
+        self.telemetry.observed(convergence, seen, status.disk_used)
+        return status, _LOOK_AT_JOB if soon else _LOOK_EVERY
+
+    def _tend(self, node: Node, spec: NodeSpec, convergence: Convergence, seen: Observation) -> bool:
+        """Look after the repository and the jobs of a node whose PostgreSQL runs; whether to look again soon."""
         groups = list(self.host.limits.groups(spec.node_id))
         tending = Tending(
             self.host.repositories, self.host.jobs, spec, convergence.cluster, node.care,
             lambda work: self._beside.start(work, lambda: self._look_again(spec.node_id)), groups,
         )  # fmt: skip
         node.jobs = tending.carry_out(seen.archiver, idle=not self._converges())
-        works = any(job.state in ("waiting", "running") for job in node.jobs)
-        status = self._running(node, spec, seen)
-        self.telemetry.observed(convergence, seen, status.disk_used)
-        return status, _LOOK_AT_JOB if works or not tending.settled else _LOOK_EVERY
+        return any(job.state in ("waiting", "running") for job in node.jobs) or not tending.settled
 
     def _converge(self, node: Node, spec: NodeSpec) -> tuple[NodeStatus, float]:
         overtaken = lambda: node.spec is not spec or self._stopping.is_set()  # noqa: E731
@@ -384,6 +388,8 @@ class Agent:
             node.task = convergence.task or node.task
             try:
                 seen = postgres.observe(convergence.cluster, convergence.cut)
+                if convergence.step in ("task", "pools"):
+                    self._tend(node, spec, convergence, seen)  # a backup waits for no PgBouncer
                 old = msgspec.structs.replace(self._running(node, spec, seen), restart=seen.restart)
                 state = "running"
             except (PgherdError, OSError):

@@ -23,13 +23,17 @@ _MOST_NAME = 63  # bytes; PostgreSQL would cut what is longer
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What there is of the task's name. `databases` are all that can be connected to."""
+    """What there is of the task's name. `databases` are all that can be connected to.
+
+    `cannot_pass_on`: what the role has that nobody else can be given.
+    """
 
     role: bool
     superuser: bool
     database: bool
     template: bool
     databases: list[str]
+    cannot_pass_on: list[str]
 
 
 class _No(Exception):
@@ -87,12 +91,25 @@ class Execution:
         if not found.role:
             return
         self._refuse_superuser(found)
+        if found.cannot_pass_on:
+            raise _No(
+                f"User {name} has {_listed(found.cannot_pass_on)}, which cannot pass to {owner}. Drop that first."
+            )
         self._run(access.shutting_out(name))
+        where = ""
         try:
-            for database in found.databases:
-                self._run(access.passing_on(name, owner), database)
+            for where in found.databases:
+                self._run(access.passing_on(name, owner), where)
+            where = ""
             self._run(access.dropping_user(name))
         except SqlRefused as error:
+            if access.is_held_up(error.code):
+                self._run(access.letting_in(name))
+                place = f" in database {where}" if where else ""
+                raise _No(
+                    f"What user {name} owns{place} is in use by transactions of others, or is too much for a minute."
+                    " End them, or wait for their end, and try again."
+                ) from None
             if not access.is_transient(error.code):
                 self._run(access.letting_in(name))
             raise
@@ -164,3 +181,7 @@ class Execution:
     def _refuse_superuser(self, found: Found) -> None:
         if found.superuser:
             raise _No(f"User {self.task.name} belongs to the platform.")
+
+
+def _listed(things: list[str], most: int = 5) -> str:
+    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgherd import unprivileged
-from pgherd.errors import HostFault
+from pgherd.errors import Unsupported
 from pgherd.spec import LOOK_UPS, SUPERUSERS, NodeSpec, Setting
 from pgherd.unprivileged import Account
 
@@ -105,20 +105,20 @@ def most_clients(wished: int, files: int) -> int:
 
 
 def render(spec: NodeSpec, *, run: Path, config: Path, files: int) -> str:
-    """pgbouncer.ini without the marker. Raises HostFault for what a service may not have."""
+    """pgbouncer.ini without the marker. Raises Unsupported for what a service may not have."""
     server = f"host={_word(str(run))} port={spec.port}"
     lines = ["; Written by pgherd; changes are overwritten.", "[databases]"]
     lines.append(f"{_AUTH} = {server} dbname=postgres pool_size={LOOK_UPS} pool_mode=session")
     more = _more_for_open_pools(spec)
     for pool in spec.pools:
         if not _POOL_NAME.fullmatch(pool.name) or pool.name in _CLOSED or pool.mode not in _MODES:
-            raise HostFault("A pool's name or mode is not acceptable.", detail=repr(pool.name)[:80])
+            raise Unsupported("A pool's name or mode is not acceptable.", detail=repr(pool.name)[:80])
         line = f"{pool.name} = {server} dbname={_word(pool.database)} pool_mode={pool.mode} pool_size={int(pool.size)}"
         lines.append(line if pool.username else f"{line} max_db_connections={int(pool.size) + more}")
     if size := int(spec.pooler.get("autodb_pool_size", 0)):
         mode = str(spec.pooler.get("autodb_pool_mode", "transaction"))
         if mode not in _MODES:
-            raise HostFault("autodb_pool_mode is not acceptable.")
+            raise Unsupported("autodb_pool_mode is not acceptable.")
         most = int(spec.pooler.get("autodb_max_db_connections", 0))
         lines.append(f"* = {server} pool_mode={mode} pool_size={size} max_db_connections={most}")
     lines.append("[pgbouncer]")
@@ -145,7 +145,7 @@ def _parameters(spec: NodeSpec, run: Path, config: Path, files: int) -> dict[str
     given = dict(spec.pooler)
     ignored = [word.strip() for word in str(given.pop("ignore_startup_parameters", "extra_float_digits")).split(",")]
     if not set(ignored) <= {*_IGNORABLE, ""}:
-        raise HostFault("ignore_startup_parameters is not acceptable.")
+        raise Unsupported("ignore_startup_parameters is not acceptable.")
     wished = spec.memory_bytes * _CLIENTS_PER_GIB >> 30
     values = {
         "listen_addr": "*",
@@ -182,10 +182,10 @@ def _parameters(spec: NodeSpec, run: Path, config: Path, files: int) -> dict[str
 
 def _bounded(name: str, value: Setting) -> int:
     if name not in _INTEGERS:
-        raise HostFault("A parameter of PgBouncer is not one that a service may have.", detail=repr(name)[:80])
+        raise Unsupported("A parameter of PgBouncer is not one that a service may have.", detail=repr(name)[:80])
     low, high = _INTEGERS[name]
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise HostFault(f"{name} must be between {low} and {high}.")
+        raise Unsupported(f"{name} must be between {low} and {high}.")
     return value
 
 
@@ -324,15 +324,15 @@ def _ask(console: Console, command: str) -> list[dict[str, str]] | None:
 
 
 def _word(value: str) -> str:
-    """A value of a connection string. Raises HostFault for what a line of the file cannot hold."""
+    """A value of a connection string. Raises Unsupported for what a line of the file cannot hold."""
     if not value.isprintable() or not value:
-        raise HostFault("A name in a pool is not acceptable.", detail=repr(value)[:80])
+        raise Unsupported("A name in a pool is not acceptable.", detail=repr(value)[:80])
     return "'" + value.replace("'", "''") + "'"
 
 
 def _quoted(name: str) -> str:
     if not name.isprintable() or '"' in name:
-        raise HostFault("A name in a pool is not acceptable.", detail=repr(name)[:80])
+        raise Unsupported("A name in a pool is not acceptable.", detail=repr(name)[:80])
     return f'"{name}"'
 
 

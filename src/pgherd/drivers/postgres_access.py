@@ -24,6 +24,11 @@ OPTIONS = {
 _TRANSIENT = ("08", "40", "53", "57", "58", "XX", "55P03")
 
 
+def is_held_up(sqlstate: str) -> bool:
+    """Whether it took longer than `OPTIONS` allow: others hold a lock, or there is too much to do."""
+    return sqlstate in ("55P03", "57014")
+
+
 def is_transient(sqlstate: str) -> bool:
     """Whether the same statement may succeed later."""
     return sqlstate.startswith(_TRANSIENT)
@@ -40,10 +45,21 @@ def is_reserved_database(name: str) -> bool:
 
 
 def looking(role: str, database: str) -> str:
-    """What there is before a change, as one JSON line: see `agent.tasks.Found`."""
+    """What there is before a change, as one JSON line: see `agent.tasks.Found`.
+
+    Up to 15 a subscription cannot be passed on to somebody who is no superuser, and nobody can be passed anything in a
+    database that lets nobody in; `cannot_pass_on` names these.
+    """
     return _text(
         """
     SELECT json_build_object(
+      'cannot_pass_on', (SELECT coalesce(json_agg(what ORDER BY what), '[]') FROM (
+        SELECT format('subscription %s of database %s', subname, datname) AS what
+          FROM pg_subscription JOIN pg_database d ON d.oid = subdbid JOIN pg_authid r ON r.oid = subowner
+          WHERE rolname = {role} AND current_setting('server_version_num')::int < 160000
+        UNION SELECT format('objects in database %s, which allows no connections', datname)
+          FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid JOIN pg_authid r ON r.oid = s.refobjid
+          WHERE refclassid = 'pg_authid'::regclass AND rolname = {role} AND NOT datallowconn) w),
       'role', EXISTS (SELECT FROM pg_authid WHERE rolname = {role}),
       'superuser', EXISTS (SELECT FROM pg_authid WHERE rolname = {role} AND rolsuper),
       'database', EXISTS (SELECT FROM pg_database WHERE datname = {database}),

@@ -77,11 +77,18 @@ class Cluster:
             self._check_user(task)
 
     def check_pool(self, pool: Pool) -> None:
-        """Raise Incorrect when the pool's database or user does not exist."""
+        """Raise Incorrect when the pool's database or user does not exist, or PgBouncer's files cannot name it."""
         if pool.database not in self.databases:
             raise Incorrect(f"database-name: the service has no database {_shown(pool.database)}")
         if pool.username and pool.username not in self.users:
             raise Incorrect(f"username: the service has no user {_shown(pool.username)}")
+        if not pool.database.isprintable():
+            raise Incorrect(f"database-name: {_shown(pool.database)} holds control characters; no pool can lead to it")
+        if not pool.username.isprintable() or '"' in pool.username:
+            raise Incorrect(
+                f"username: {_shown(pool.username)} holds control characters or a double quote, so no pool can be for"
+                " it alone; leave username out, and it may use the pool as everybody may"
+            )
 
     def _refuse_new(self, what: str, name: str, known: Iterable[str], most: int) -> None:
         names = set(known)
