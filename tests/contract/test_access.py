@@ -477,7 +477,9 @@ class TestEvents:
         assert secret not in self._events(instance, query="?limit=1000").text
         older = self._events(instance, query=f"?limit=1&before={found[0]['id']}").json()["events"]
         assert older == found[1:2]
-        assert self._events(instance, query="?limit=0").status_code == 400
+        for wrong in ("limit=0", "limit=1001", f"limit={'0' * 20}1001", f"before={'0' * 20}1{'9' * 40}", "before=%00"):
+            assert self._events(instance, query=f"?{wrong}").status_code == 400, wrong
+        assert self._events(instance, query=f"?before={'9' * 5000}").status_code == 400
 
     def test_who_sees_what(self, instance: Instance, organization: Organization) -> None:
         instance.call("DELETE", "/v2/dbaas-service/nothing-here", key=organization.admin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
@@ -99,7 +100,17 @@ def test_pages_meet_in_both_directions(instance: Instance, client: Client, servi
     assert since == forwards[len(backwards) :] and messages({"logs": since}, word)
 
 
-@pytest.mark.parametrize("offset", ["no", "e30x!", "eyJhIjoxfQ", "A" * 9000, "W10"])
+def _offset(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+_WRONG = (
+    '{"a":{"p":["\\u0000",0]}}', '{"a":{"\\u0000":["",0]}}', '{"\\u0000":{"p":["",0]}}', '{"\\ud800":{"p":["",0]}}',
+    '{"a":{"p":["",0,' + "[" * 5900,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("offset", ["no", "e30x!", "eyJhIjoxfQ", "A" * 9000, "W10", *map(_offset, _WRONG)])
 def test_an_offset_that_was_not_given_is_refused(client: Client, service: str, offset: str) -> None:
     said = refusal(client.get_dbaas_service_logs, 400, service_name=service, offset=offset)
     assert said == "offset: must be an offset or first-log-offset of an earlier answer."

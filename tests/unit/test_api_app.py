@@ -144,6 +144,28 @@ def test_bodies_that_two_readers_could_read_differently(raw: bytes) -> None:
     assert answer.message
 
 
+@pytest.mark.parametrize("wrong", ["a%00b", "%00", "%ED%A0%80"])
+def test_no_operation_takes_a_path_with_what_no_text_holds(wrong: str) -> None:
+    for contract, prefix in ((HOSTED, "/v2"), (load_platform(), "/pgherd/v1")):
+        app = echoing(contract)
+        for route in contract.routes.values():
+            if route.params:
+                path = prefix + route.path.removeprefix(prefix).format(**dict.fromkeys(route.params, wrong))
+                assert call(app, route.method, path, key=OPERATOR).status == 400, route.operation_id
+
+
+@pytest.mark.parametrize("wrong", ["\\u0000", "a\\u0000b", "\\ud800", "\\udc00\\ud800"])
+@pytest.mark.parametrize("shape", ['{"%s":1}', '{"name":"%s"}', '{"x":{"y":["z",{"%s":1}]}}', '{"x":[["%s"]]}'])
+def test_no_operation_takes_a_body_with_what_no_text_holds(shape: str, wrong: str) -> None:
+    for contract, prefix in ((HOSTED, "/v2"), (load_platform(), "/pgherd/v1")):
+        app = echoing(contract)
+        for route in contract.routes.values():
+            value = "b38fbd5e-8d5a-4b8b-a5d3-76e4f0b6e5d3"
+            path = prefix + route.path.removeprefix(prefix).format(**dict.fromkeys(route.params, value))
+            answer = call(app, route.method, path, (shape % wrong).encode(), key=OPERATOR)
+            assert answer.status == 400 and answer.message.startswith("The request body holds "), route.operation_id
+
+
 def test_integers_stay_integers() -> None:
     body = call(APP, "POST", PG + "a", b'{"plan":"x","work-mem":20}').body
     assert b'"work-mem":20,' in body or b'"work-mem":20}' in body

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from pgherd.model.logs import Place, merge, read_offset, write_offset
 from pgherd.telemetry import LogEntry, LogPosition, LogUnit
 
 Log = dict[tuple[str, str], list[int]]
+FILE = "2026-01-31 12:00:00.123456789"
 
 
 def ask(log: Log, place: Place | None, limit: int, ascending: bool, most: int) -> dict[str, list[LogUnit]]:
@@ -22,9 +25,10 @@ def ask(log: Log, place: Place | None, limit: int, ascending: bool, most: int) -
         places = list(range(at, len(times))) if ascending else list(range(at - 1, -1, -1))
         told = places[: min(limit, most)]
         entries = [
-            LogEntry(f"{times[n]:06}", f"{node} {unit} {n}", LogPosition("f", n), LogPosition("f", n + 1)) for n in told
+            LogEntry(f"{times[n]:06}", f"{node} {unit} {n}", LogPosition(FILE, n), LogPosition(FILE, n + 1))
+            for n in told
         ]
-        answers.setdefault(node, []).append(LogUnit(unit, LogPosition("f", at), entries, len(told) < len(places)))
+        answers.setdefault(node, []).append(LogUnit(unit, LogPosition(FILE, at), entries, len(told) < len(places)))
     return answers
 
 
@@ -70,10 +74,35 @@ def test_ordered_logs_give_ordered_pages(times: list[list[int]]) -> None:
     assert [int(entry.time) for _, _, entry in page.entries] == sorted(times[0] + times[1])
 
 
-NEGATIVE = write_offset({"a": {"pg": LogPosition("f", -1)}})
+NEGATIVE = write_offset({"a": {"pg": LogPosition(FILE, -1)}})
 
 
 @pytest.mark.parametrize("text", ["////", "x", "é", "e30" * 4000, NEGATIVE, "W10"])
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(Incorrect, match=r"offset: must be"):
         read_offset(text)
+
+
+@pytest.mark.parametrize(
+    ("node", "unit", "file"),
+    [
+        ("a\0", "pg", FILE), ("../a", "pg", FILE), ("", "pg", FILE), ("a" * 81, "pg", FILE), ("ä", "pg", FILE),
+        ("a-1", "p\0", FILE), ("a-1", "", FILE), ("a-1", "p" * 17, FILE), ("a-1", "p\n", FILE), ("a-1", "\u0662", FILE),
+        ("a-1", "pg", "\0"), ("a-1", "pg", f"{FILE}\n"), ("a-1", "pg", FILE.replace("6", "\u0666")),
+        ("a-1", "pg", "x" * 29),
+    ],
+)  # fmt: skip
+def test_no_part_of_an_offset_holds_what_no_host_wrote(node: str, unit: str, file: str) -> None:
+    with pytest.raises(Incorrect, match=r"offset: must be"):
+        read_offset(write_offset({node: {unit: LogPosition(file, 0)}}))
+
+
+@pytest.mark.parametrize("rest", ['":{"p":["",0,' + "[" * 5900, '\\ud800":{"p":["",0]}}', '":{"p":["",1e400]}}'])
+def test_json_that_nothing_wrote_is_refused(rest: str) -> None:
+    with pytest.raises(Incorrect, match=r"offset: must be"):
+        read_offset(base64.urlsafe_b64encode(f'{{"a{rest}'.encode()).decode().rstrip("="))
+
+
+def test_an_offset_into_nothing_is_read() -> None:
+    place = {"a-1": {"pg": LogPosition()}}
+    assert read_offset(write_offset(place)) == place

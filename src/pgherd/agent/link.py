@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import time
 from typing import Protocol
@@ -20,6 +21,7 @@ from pgherd.telemetry import LogQuestion, LogUnit, Sample
 
 _CHANNEL, _QUESTIONS = "pgherd_host", "pgherd_ask"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to connect
+_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class Link(Protocol):
@@ -91,7 +93,7 @@ class PostgresLink:
 
     def register(self, public_key: str, facts: HostFacts) -> None:
         """See Link."""
-        self._call("SELECT host_api.register(%s, %s::jsonb)", public_key, msgspec.json.encode(facts).decode())
+        self._call("SELECT host_api.register(%s, %s::jsonb)", public_key, _json(facts))
 
     def specs(self) -> list[NodeSpec]:
         """See Link."""
@@ -100,7 +102,7 @@ class PostgresLink:
 
     def report(self, status: NodeStatus) -> None:
         """See Link."""
-        self._call("SELECT host_api.report(%s::jsonb)", msgspec.json.encode(status).decode())
+        self._call("SELECT host_api.report(%s::jsonb)", _json(status))
 
     def recovery_key(self) -> str:
         """See Link."""
@@ -109,12 +111,11 @@ class PostgresLink:
 
     def unknown(self, nodes: list[UnknownNode], present: list[str]) -> None:
         """See Link."""
-        texts = msgspec.json.encode(nodes).decode(), msgspec.json.encode(present).decode()
-        self._call("SELECT host_api.unknown(%s::jsonb, %s::jsonb)", *texts)
+        self._call("SELECT host_api.unknown(%s::jsonb, %s::jsonb)", _json(nodes), _json(present))
 
     def samples(self, samples: list[Sample]) -> None:
         """See Link."""
-        self._call("SELECT host_api.samples(%s::jsonb)", msgspec.json.encode(samples).decode())
+        self._call("SELECT host_api.samples(%s::jsonb)", _json(samples))
 
     def questions(self) -> list[LogQuestion]:
         """See Link."""
@@ -126,8 +127,8 @@ class PostgresLink:
 
     def answer(self, question: LogQuestion, units: list[LogUnit]) -> None:
         """See Link."""
-        answer = msgspec.json.encode(units).decode()
-        self._call("SELECT host_api.answer(%s::uuid, %s::uuid, %s::jsonb)", question.batch, question.node_id, answer)
+        script = "SELECT host_api.answer(%s::uuid, %s::uuid, %s::jsonb)"
+        self._call(script, question.batch, question.node_id, _json(units))
 
     def wake(self) -> None:
         """See Link."""
@@ -187,3 +188,9 @@ class PostgresLink:
                 self._connection.close()
         self._connection, self._next_try = None, time.monotonic() + self._pause
         return Unavailable("The metadata database is away.", detail=str(error)[:300])
+
+
+def _json(told: object) -> str:
+    """As jsonb takes it, which knows no NUL: one in what a service says would hold up what is told of all others."""
+    text = msgspec.json.encode(told)
+    return (_NUL.sub(rb"\1\\ufffd", text) if b"\\u0000" in text else text).decode()

@@ -92,6 +92,6 @@ def _number(query: dict[str, list[str]], name: str, otherwise: int | None, most:
     text = query.get(name, [""])[-1]
     if not text:
         return otherwise
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:20]) <= most):
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and 1 <= int(text) <= most):
         raise Incorrect(f"{name}: must be an integer from 1 to {most}")
     return int(text)

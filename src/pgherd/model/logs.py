@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ from pgherd.telemetry import LogEntry, LogPosition, LogUnit
 Place = dict[str, dict[str, LogPosition]]
 
 _MOST_OFFSET = 8192  # characters
+_NODE = re.compile(r"[a-z][a-z0-9-]{0,79}")
+_UNIT = re.compile(r"[a-z]{1,16}")
+_FILE = re.compile(r"(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{9})?", re.ASCII)  # see LogPosition
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,17 @@ def read_offset(text: str) -> Place:
             raise ValueError
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         place = msgspec.json.decode(raw, type=Place)
-        if any(not 0 <= p.offset < 1 << 50 or len(p.file) > 29 for units in place.values() for p in units.values()):
+        if not all(_NODE.fullmatch(node) and all(map(_is_position, units.items())) for node, units in place.items()):
             raise ValueError
         return place
-    except (ValueError, binascii.Error, msgspec.MsgspecError):
+    except (ValueError, binascii.Error, msgspec.MsgspecError, RecursionError):
         raise Incorrect("offset: must be an offset or first-log-offset of an earlier answer.") from None
+
+
+def _is_position(named: tuple[str, LogPosition]) -> bool:
+    """Whether a unit and a position can be real: whatever the text says goes to the metadata and to hosts."""
+    unit, position = named
+    return bool(_UNIT.fullmatch(unit) and _FILE.fullmatch(position.file)) and 0 <= position.offset < 1 << 50
 
 
 def merge(answers: Mapping[str, Sequence[LogUnit]], limit: int, *, ascending: bool) -> Page:

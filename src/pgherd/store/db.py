@@ -16,7 +16,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
-from pgherd.errors import Unavailable
+from pgherd.errors import Incorrect, Unavailable
 from pgherd.home import Home
 from pgherd.settings import Settings
 from pgherd.store.queries import queries
@@ -36,6 +36,24 @@ def database_url(settings: Settings) -> str:
     return f"postgresql://pgherd@/pgherd?host={quote(str(Home(settings.root).metadata_socket), safe='')}"
 
 
+_CHARACTERS = (psycopg.errors.CharacterNotInRepertoire, psycopg.errors.UntranslatableCharacter)
+
+
+@contextlib.contextmanager
+def _storable() -> Iterator[None]:
+    """Raise Incorrect for a text with a NUL or half a surrogate pair, be it psycopg, a column or jsonb that refuses it.
+
+    Whoever takes a text from outside checks it; this is the second wall, behind which it would be a fault of ours.
+    """
+    try:
+        yield
+    except (UnicodeEncodeError, psycopg.DataError) as error:
+        if isinstance(error, psycopg.DataError) and error.sqlstate is not None and not isinstance(error, _CHARACTERS):
+            raise
+        message = "The request holds a character that cannot be stored, such as NUL."
+        raise Incorrect(message, detail=type(error).__name__) from error
+
+
 class Transaction:
     """One open transaction."""
 
@@ -43,8 +61,9 @@ class Transaction:
         self.connection = connection
 
     def rows(self, name: str, /, **values: Any) -> list[DictRow]:
-        """All rows of the statement `name`."""
-        cursor = self.connection.execute(queries[name], values)
+        """All rows of the statement `name`. Raises Incorrect for a text that PostgreSQL cannot hold."""
+        with _storable():
+            cursor = self.connection.execute(queries[name], values)
         return cursor.fetchall() if cursor.description else []
 
     def row(self, name: str, /, **values: Any) -> DictRow | None:
@@ -53,8 +72,9 @@ class Transaction:
         return found[0] if found else None
 
     def run(self, name: str, /, **values: Any) -> int:
-        """Carry the statement out; the number of rows it touched."""
-        return self.connection.execute(queries[name], values).rowcount
+        """Carry the statement out; the number of rows it touched. Raises Incorrect as `rows` does."""
+        with _storable():
+            return self.connection.execute(queries[name], values).rowcount
 
 
 class Db:
@@ -130,7 +150,8 @@ class AsyncDb:
     async def rows(self, name: str, /, **values: Any) -> list[DictRow]:
         """All rows of the statement `name`. A connection that died (a restarted server) is replaced once.
 
-        Raises Unavailable when the metadata does not answer, within seconds however many others ask.
+        Raises Unavailable when the metadata does not answer, within seconds however many others ask, and Incorrect for
+        a text that PostgreSQL cannot hold.
         """
         try:
             async with asyncio.timeout(PATIENCE):
@@ -152,7 +173,8 @@ class AsyncDb:
 
     async def _fetch(self, name: str, values: dict[str, Any]) -> list[DictRow]:
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(queries[name], values, prepare=True)
+            with _storable():
+                cursor = await connection.execute(queries[name], values, prepare=True)
             return await cursor.fetchall()
 
     async def row(self, name: str, /, **values: Any) -> DictRow | None:
