@@ -19,7 +19,7 @@ import urllib3
 
 from pgherd import sealing
 from pgherd.agent import metering, telemetry
-from pgherd.drivers import exporter, pgbouncer
+from pgherd.drivers import exporter, pgbouncer, statistics
 from pgherd.settings import Settings
 from pgherd.spec import NodeSpec, Pool, Tls
 from pgherd.telemetry import MEASURES, LogPosition, LogQuestion, LogUnit
@@ -35,19 +35,20 @@ _batches = itertools.count(1)
 @pytest.fixture(scope="module", autouse=True)
 def often() -> Iterator[None]:
     """Samples come with every observation."""
-    usual = metering.EVERY, metering.SOON, metering._POOLER_EVERY, telemetry._SEND_EVERY
-    metering.EVERY = metering.SOON = metering._POOLER_EVERY = telemetry._SEND_EVERY = 0.5
-    yield
-    metering.EVERY, metering.SOON, metering._POOLER_EVERY, telemetry._SEND_EVERY = usual
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("EVERY", "SOON", "_POOLER_EVERY", "_TABLES_EVERY", "_TABLES_AT_FIRST"):
+            patch.setattr(metering, name, 0.5)
+        patch.setattr(telemetry, "_SEND_EVERY", 0.5)
+        yield
 
 
 class Told:
     """A node with an exporter and, where there is PgBouncer, a pool."""
 
-    def __init__(self, host: RunningHost) -> None:
+    def __init__(self, host: RunningHost, version: str = plugin.MAJOR) -> None:
         self.host = host
         self.spec: NodeSpec = host.running(
-            max_connections=40, monitor=host.monitor(), pools=POOLS, memory_bytes=2 << 30, cpus=2
+            max_connections=40, monitor=host.monitor(), pools=POOLS, memory_bytes=2 << 30, cpus=2, version=version
         )
         until(lambda: "pg_up 1" in self.scrape(), 30, self.scrape)
 
@@ -225,6 +226,118 @@ def test_a_question_about_an_unknown_node_is_answered_with_nothing(told: Told) -
         told.host.link.wake()
         assert until(lambda q=question: q.batch in told.host.link.answers, 10)
         assert told.host.link.answers[question.batch] == []
+
+
+#: What the well-known dashboards ask for (Grafana 9628, 455 and those for pgbouncer_exporter), on every major.
+ASKED = [
+    "pg_up", "pg_static", "pg_postmaster_start_time_seconds", "pg_replication_lag", "pg_replication_lag_seconds",
+    "pg_replication_is_replica", "pg_database_size_bytes", "pg_locks_count", "pg_stat_activity_count",
+    "pg_stat_activity_max_tx_duration", "pg_stat_archiver_archived_count", "process_resident_memory_bytes",
+    "pg_settings_max_connections", "pg_settings_shared_buffers_bytes", "pg_stat_database_xact_commit",
+    "pg_stat_database_xact_rollback", "pg_stat_database_tup_fetched", "pg_stat_database_tup_returned",
+    "pg_stat_database_tup_inserted", "pg_stat_database_tup_updated", "pg_stat_database_tup_deleted",
+    "pg_stat_database_blks_hit", "pg_stat_database_blks_read", "pg_stat_database_conflicts",
+    "pg_stat_database_deadlocks", "pg_stat_database_temp_bytes", "pg_stat_database_numbackends",
+    "pg_stat_bgwriter_checkpoints_timed_total", "pg_stat_bgwriter_checkpoints_req_total",
+    "pg_stat_bgwriter_checkpoint_write_time_total", "pg_stat_bgwriter_checkpoint_sync_time_total",
+    "pg_stat_bgwriter_buffers_checkpoint_total", "pg_stat_bgwriter_buffers_clean_total",
+    "pg_stat_bgwriter_maxwritten_clean_total", "pg_stat_bgwriter_buffers_backend_total",
+    "pg_stat_bgwriter_buffers_backend_fsync_total", "pg_stat_bgwriter_buffers_alloc_total",
+    "pg_stat_bgwriter_stats_reset_total", "pg_stat_user_tables_seq_scan", "pg_stat_user_tables_idx_scan",
+    "pg_stat_user_tables_n_tup_ins", "pg_stat_user_tables_n_live_tup", "pg_stat_user_tables_n_dead_tup",
+    "pg_stat_user_tables_last_autovacuum", "pg_statio_user_tables_heap_blks_hit",
+    "pg_statio_user_tables_heap_blks_read", "pg_statio_user_tables_idx_blks_hit",
+]  # fmt: skip
+ASKED_OF_17 = [
+    "num_timed_total", "num_requested_total", "restartpoints_timed_total", "restartpoints_req_total",
+    "restartpoints_done_total", "write_time_total", "sync_time_total", "buffers_written_total", "stats_reset_total",
+]  # fmt: skip
+ASKED_OF_POOLS = [
+    "pgbouncer_up", "pgbouncer_databases", "pgbouncer_users", "pgbouncer_pools", "pgbouncer_free_clients",
+    "pgbouncer_used_clients", "pgbouncer_login_clients", "pgbouncer_free_servers", "pgbouncer_used_servers",
+    "pgbouncer_cached_dns_names", "pgbouncer_databases_pool_size", "pgbouncer_databases_current_connections",
+    "pgbouncer_databases_max_connections", "pgbouncer_databases_paused", "pgbouncer_databases_disabled",
+    "pgbouncer_databases_reserve_pool", "pgbouncer_pools_client_active_connections",
+    "pgbouncer_pools_client_maxwait_seconds", "pgbouncer_stats_queries_pooled_total",
+    "pgbouncer_stats_totals_queries_pooled_total", "pgbouncer_stats_totals_client_wait_seconds_total",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("major", dict.fromkeys((plugin.MAJOR, "18")))
+def test_dashboards_find_what_they_ask_for(told: Told, major: str) -> None:
+    """With values of this node: names alone could stand on numbers that never move."""
+    if major not in told.host.agent.programs:
+        pytest.skip(f"sh install/postgresql.sh {major}")
+    told = told if major == plugin.MAJOR else Told(told.host, major)
+    with told.host.connect(told.spec) as connection:
+        connection.execute('CREATE TABLE IF NOT EXISTS "it\'s" (n int PRIMARY KEY)')
+        connection.execute('INSERT INTO "it\'s" SELECT generate_series(1, 70) ON CONFLICT DO NOTHING')
+    if POOLS:
+        with told.host.connect(told.spec, port=told.spec.port + 1, dbname="main") as connection:
+            connection.execute("SELECT 1")
+    told.host.sql(told.spec, "CHECKPOINT")
+    table, mine = 'pg_stat_user_tables_n_tup_ins{datname="defaultdb",relname="it\'s",schemaname="public"', {}
+
+    def found() -> dict[str, float]:
+        mine.clear()
+        mine.update(values(told.scrape()))
+        sure = [_value(mine, table), _value(mine, "pg_stat_bgwriter_checkpoints_req_total")]
+        sure += [_value(mine, 'pgbouncer_stats_totals_sql_transactions_pooled_total{database="main"')] * len(POOLS)
+        return mine if all(sure) else {}
+
+    until(found, 30, lambda: str({name: _value(mine, name) for name in (table, *ASKED, *ASKED_OF_POOLS)}))
+    asked = ASKED + ASKED_OF_POOLS * len(POOLS)
+    asked += [f"pg_stat_checkpointer_{name}" for name in ASKED_OF_17 if int(major) >= 17]
+    assert [name for name in asked if _value(mine, name) is None] == []
+    assert _value(mine, "pg_exporter_last_scrape_error") == 0
+    assert _value(mine, table) == 70 and _value(mine, table.replace("tup_ins", "live_tup")) == 70
+    started = float(told.host.sql(told.spec, "SELECT extract(epoch FROM pg_postmaster_start_time())"))
+    assert abs((_value(mine, "pg_postmaster_start_time_seconds") or 0) - started) < 1
+    assert (_value(mine, "pg_stat_bgwriter_buffers_checkpoint_total") or 0) > 0
+    assert (_value(mine, "pg_stat_bgwriter_buffers_alloc_total") or 0) > 0
+    assert _value(mine, "pg_replication_is_replica") == _value(mine, "pg_replication_lag") == 0
+    if int(major) >= 17:
+        for old, new in (("checkpoints_req", "num_requested"), ("buffers_checkpoint", "buffers_written")):
+            assert _value(mine, f"pg_stat_bgwriter_{old}_total") == _value(mine, f"pg_stat_checkpointer_{new}_total")
+        assert (_value(mine, "pg_stat_bgwriter_buffers_backend_total") or 0) > 0
+    if POOLS:
+        assert _value(mine, "pgbouncer_databases_pool_size") == 5 and _value(mine, "pgbouncer_databases") == 3
+        assert 'name="main"' in "".join(name for name in mine if name.startswith("pgbouncer_databases_pool_size"))
+    for name in mine:
+        assert not name.startswith("pgbouncer_") or 'database="pgbouncer"' not in name, name
+    text = told.scrape()
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    errors = [line for line in checked.stderr.splitlines() if line.startswith(("pgherd_", "pgbouncer_"))]
+    assert "error while linting" not in checked.stderr and not errors, checked.stderr
+    if told.spec.version != plugin.MAJOR:
+        told.host.until_in_force(told.host.change(told.spec, desired="absent"), 60)
+
+
+def values(text: str) -> dict[str, float]:
+    """Series, with their labels, and their values."""
+    lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+def _value(series: dict[str, float], begins: str) -> float | None:
+    """The value of the first series of this name, or with this name and these first labels."""
+    ends = "," if "{" in begins else "{"
+    return next((v for s, v in series.items() if s == begins or s.startswith((begins + ends, begins + "}"))), None)
+
+
+def test_of_many_tables_the_largest_are_told_at_once(told: Told) -> None:
+    with told.host.connect(told.spec) as connection:
+        connection.execute("CREATE SCHEMA many")
+        make = "CREATE TABLE many.t%s AS SELECT generate_series(1, %s) AS n"
+        for n in range(statistics.MOST_TABLES + 5):
+            connection.execute((make % (n, 1000 if n > 4 else 1)).encode())
+        connection.execute("ANALYZE")
+    begins = 'pg_stat_user_tables_n_live_tup{datname="defaultdb",relname="t'
+    until(lambda: len([s for s in values(told.scrape()) if s.startswith(begins)]) >= statistics.MOST_TABLES, 20)
+    names = [s.split('"')[3] for s in values(told.scrape()) if s.startswith("pg_stat_user_tables_n_live_tup{")]
+    assert len(names) == statistics.MOST_TABLES and not {"t0", "t1", "t2", "t3", "t4"} & set(names)
+    with told.host.connect(told.spec) as connection:
+        connection.execute("DROP SCHEMA many CASCADE")
 
 
 def test_a_renewed_certificate_and_another_password_count_without_a_restart(told: Told) -> None:

@@ -60,13 +60,14 @@ class Exporting:
             postgres.psql(self.cluster, exporter.preparing(), options={"client_min_messages": "error"})
         hashed = sealing.unseal(self.private_key, self.spec.monitor)
         config_files.install(config, "exporter.yml", exporter.render_web(config, hashed), account)
-        config_files.install(config, "exporter-queries.yml", exporter.render_queries(), account)
+        queries = exporter.render_queries(int(self.spec.version))
+        config_files.install(config, "exporter-queries.yml", queries, account)
         changed = self.supervisor.write(
             name,
             Service(
                 exporter.command(self.program, config, self.addresses, int(self.spec.version)),
                 user=account.name if account else None,
-                env=_ENVIRONMENT | exporter.environment(self.cluster.run, self.spec.port),
+                env=_ENVIRONMENT | exporter.environment(self.cluster.run, self.spec.port, queries),
                 kill_after_ms=2_000,
                 oom_score_adj=500,  # the first to go when the node's memory is short
                 start=False,

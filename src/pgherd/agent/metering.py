@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -14,16 +15,22 @@ import msgspec
 from pgherd.agent import pooling, report
 from pgherd.agent.converge import Convergence, Host, service_name
 from pgherd.agent.repositories import Record
-from pgherd.drivers import config_files, exporter, pgbouncer, usage
+from pgherd.drivers import config_files, exporter, pgbouncer, postgres, statistics, usage
 from pgherd.drivers.statistics import Statistics
 from pgherd.drivers.traffic import Counters, Traffic
 from pgherd.drivers.usage import Usage
+from pgherd.errors import PgherdError
 from pgherd.spec import NodeSpec
 from pgherd.telemetry import MEASURES, Sample
+
+log = logging.getLogger("pgherd.agent")
 
 EVERY = 26.0  # seconds; every third observation
 SOON = 5.0  # seconds from the first sample, which has no rates, to the second
 _POOLER_EVERY = 50.0  # seconds; asking PgBouncer costs a process, ten times the rest
+#: Seconds; asking for tables costs a process and a session of the default database. The first time it is left alone.
+_TABLES_EVERY, _TABLES_AT_FIRST = 110.0, 30.0
+_TABLES_OF = "defaultdb"
 _LOAD_OVER = 300.0  # seconds
 _MOST_UNSENT = 20_000  # samples that wait for the metadata; then the oldest go
 _MOST_SENT = 2000  # in one call
@@ -43,14 +50,17 @@ class _Meter:
     port: int = 0
     pooled: dict[str, list[dict[str, str]]] | None = None
     pooler_due: float = 0.0
+    tables: list[dict[str, str | float]] = field(default_factory=list)
+    tables_due: float = 0.0
 
 
 @dataclass
 class Meters:
-    """All nodes of a host."""
+    """All nodes of a host; `exports`: the host has an exporter."""
 
     host: Host
     counters: Counters
+    exports: bool = True
     _meters: dict[str, _Meter] = field(default_factory=dict)
     _unsent: deque[tuple[float, Sample]] = field(default_factory=lambda: deque(maxlen=_MOST_UNSENT))
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -84,6 +94,8 @@ class Meters:
         with self._lock:
             self._unsent.append((now, sample))
         if spec.monitor:
+            if self.exports:
+                _ask_tables(convergence, meter)
             proven = convergence.host.repositories.record(spec.service_id)
             text = msgspec.json.encode(_told(spec, meter, disk_used, pooled, proven)).decode()
             config_files.install(convergence.cluster.config, exporter.MEASURED, text, convergence.cluster.account)
@@ -118,6 +130,23 @@ def _pooled(convergence: Convergence, meter: _Meter) -> dict[str, list[dict[str,
         meter.pooled = pgbouncer.counted(convergence.pooling.console)
         meter.pooler_due = time.monotonic() + _POOLER_EVERY if meter.pooled is not None else 0.0
     return meter.pooled
+
+
+def _ask_tables(convergence: Convergence, meter: _Meter) -> None:
+    """Have the counters of the largest tables, when they are due; of a database that does not let us in, none."""
+    now = time.monotonic()
+    if not meter.tables_due:
+        meter.tables_due = now + _TABLES_AT_FIRST
+    if now < meter.tables_due:
+        return
+    meter.tables_due = now + _TABLES_EVERY
+    try:
+        script, options = statistics.asking_for_tables(), statistics.TABLES_OPTIONS
+        answer = postgres.psql(convergence.cluster, script, database=_TABLES_OF, options=options, limit=1 << 20)
+        meter.tables = statistics.parse_tables(answer)
+    except PgherdError as error:
+        log.debug("node %s: its tables: %s", convergence.spec.node_id, error)
+        meter.tables = []
 
 
 def _measured(
@@ -182,13 +211,11 @@ def _told(
             "read": meter.usage.read,
             "written": meter.usage.written,
         }
-    told: dict[str, list[dict[str, Any]]] = {"service": [service]}
+    told: dict[str, list[dict[str, Any]]] = {"service": [service], "tables": list(meter.tables)}
     if pgbouncer.is_wanted(spec):
-        listed = {row.get("list"): row.get("items") for row in (pooled or {}).get("lists", [])}
-        told["pooler"] = [
-            {"up": int(pooled is not None)} | {n: listed.get(n) for n in ("used_clients", "used_servers")}
-        ]
-        told |= {part: (pooled or {}).get(part, []) for part in ("pools", "stats")}
+        listed = {row["list"]: row.get("items") for row in (pooled or {}).get("lists", []) if "list" in row}
+        told["pooler"] = [listed | {"up": int(pooled is not None)}]
+        told |= {part: (pooled or {}).get(part, []) for part in ("pools", "stats", "databases")}
     return told
 
 

@@ -34,7 +34,7 @@ class Telemetry:
     def __init__(self, host: Host, program: exporter.Program | None, knows: Callable[[str], bool], link: Link) -> None:
         self._host, self._program, self._link = host, program, link
         self._answers = Answers(host.home, knows, link.wake)
-        self._meters = Meters(host, Counters(host.home.root))
+        self._meters = Meters(host, Counters(host.home.root), exports=program is not None)
         self._send_at = 0.0
         self._exporters: dict[str, tuple[object, float]] = {}  # node -> what is in force, and when to look again
 

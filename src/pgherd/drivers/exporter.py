@@ -7,10 +7,11 @@ and the node's memory, the agent leaves in `measured.json` beside the configurat
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,15 +76,19 @@ def command(found: Program, config: Path, addresses: Sequence[str], major: int) 
     argv += [f"--web.listen-address={address}" for address in addresses]
     argv.append(f"--extend.query-path={config / 'exporter-queries.yml'}")
     if major >= 17:
-        argv.append("--no-collector.bgwriter")  # 0.11 asks for columns that 17 has moved to another view
+        argv.append("--no-collector.bgwriter")  # 0.11 asks for columns that 17 has moved; see render_queries
     return argv
 
 
-def environment(run: Path, port: int) -> dict[str, str]:
-    """Where it logs in: the node's own socket, by the operating system's word."""
+def environment(run: Path, port: int, queries: str) -> dict[str, str]:
+    """Where it logs in: the node's own socket, by the operating system's word.
+
+    `queries` is what it was started with: it reads them once, so that others are a reason to start it again.
+    """
     parts = {"host": run, "port": port, "user": ROLE, "dbname": "postgres", "sslmode": "disable"}
     words = [f"{name}='{str(value).translate(_QUOTED)}'" for name, value in parts.items()]
-    return _ENVIRONMENT | {"DATA_SOURCE_NAME": " ".join([*words, "application_name=pgherd-monitor"])}
+    known = {"PGHERD_QUERIES": hashlib.sha256(queries.encode()).hexdigest()[:16]}
+    return _ENVIRONMENT | known | {"DATA_SOURCE_NAME": " ".join([*words, "application_name=pgherd-monitor"])}
 
 
 _QUOTED = str.maketrans({"'": "\\'", "\\": "\\\\"})
@@ -135,8 +140,74 @@ def is_prepared() -> str:
 
 # --- what is told beside the exporter's own metrics ------------------------------------------------------------------
 
+_SINCE_RESET = "Number since the last reset, as PostgreSQL before 17 had it here"
+#: Namespace -> FROM, and numbers: (name, SQL, kind, meaning). What Debian's exporter leaves to whoever runs it.
+_SERVER: Mapping[str, tuple[str, Sequence[tuple[str, str, str, str]]]] = {
+    "pg_postmaster": ("", (
+        ("start_time_seconds", "extract(epoch FROM pg_postmaster_start_time())", "GAUGE", "When PostgreSQL started"),
+    )),
+    "pg_replication": (
+        "FROM (SELECT CASE WHEN pg_is_in_recovery() THEN greatest(0, extract(epoch FROM"
+        " now() - pg_last_xact_replay_timestamp())) ELSE 0 END AS seconds) r",
+        (
+            ("lag", "seconds", "GAUGE", "How far a standby is behind; 0 on a primary"),
+            ("lag_seconds", "seconds", "GAUGE", "How far a standby is behind; 0 on a primary"),
+            ("is_replica", "pg_is_in_recovery()::int", "GAUGE", "Whether it is a standby"),
+        ),
+    ),
+}  # fmt: skip
+#: The same of PostgreSQL 17 and newer, which have moved what the exporter's own collector asks for. Backends wrote
+#: whatever neither the checkpointer nor the background writer did.
+_WRITES: Mapping[str, tuple[str, Sequence[tuple[str, str, str, str]]]] = {
+    "pg_stat_bgwriter": (
+        "FROM pg_stat_bgwriter w, pg_stat_checkpointer c,"
+        " (SELECT {blocks} AS blocks, coalesce(sum(fsyncs), 0) AS fsyncs FROM pg_stat_io"
+        " WHERE object = 'relation' AND backend_type NOT IN ('checkpointer', 'background writer')) b",
+        (
+            ("checkpoints_timed_total", "c.num_timed", "COUNTER", _SINCE_RESET),
+            ("checkpoints_req_total", "c.num_requested", "COUNTER", _SINCE_RESET),
+            ("checkpoint_write_time_total", "c.write_time", "COUNTER", "Milliseconds"),
+            ("checkpoint_sync_time_total", "c.sync_time", "COUNTER", "Milliseconds"),
+            ("buffers_checkpoint_total", "c.buffers_written", "COUNTER", _SINCE_RESET),
+            ("buffers_clean_total", "w.buffers_clean", "COUNTER", _SINCE_RESET),
+            ("maxwritten_clean_total", "w.maxwritten_clean", "COUNTER", _SINCE_RESET),
+            ("buffers_backend_total", "b.blocks", "COUNTER", _SINCE_RESET),
+            ("buffers_backend_fsync_total", "b.fsyncs", "COUNTER", _SINCE_RESET),
+            ("buffers_alloc_total", "w.buffers_alloc", "COUNTER", _SINCE_RESET),
+            ("stats_reset_total", "extract(epoch FROM w.stats_reset)", "COUNTER", "When these were reset"),
+        ),
+    ),
+    "pg_stat_checkpointer": ("FROM pg_stat_checkpointer", (
+        ("num_timed_total", "num_timed", "COUNTER", "Checkpoints that were due"),
+        ("num_requested_total", "num_requested", "COUNTER", "Checkpoints that were asked for"),
+        ("restartpoints_timed_total", "restartpoints_timed", "COUNTER", "Restartpoints that were due"),
+        ("restartpoints_req_total", "restartpoints_req", "COUNTER", "Restartpoints that were asked for"),
+        ("restartpoints_done_total", "restartpoints_done", "COUNTER", "Restartpoints that were made"),
+        ("write_time_total", "write_time", "COUNTER", "Milliseconds of writing"),
+        ("sync_time_total", "sync_time", "COUNTER", "Milliseconds of syncing"),
+        ("buffers_written_total", "buffers_written", "COUNTER", "Buffers that checkpoints and restartpoints wrote"),
+        ("stats_reset_total", "extract(epoch FROM stats_reset)", "COUNTER", "When these were reset"),
+    )),
+}  # fmt: skip
+#: 17 counts in pieces of `op_bytes`, 18 in bytes.
+_BLOCKS = {
+    17: "coalesce(sum(writes), 0) + coalesce(sum(extends), 0)",
+    18: "round((coalesce(sum(write_bytes), 0) + coalesce(sum(extend_bytes), 0))"
+    " / current_setting('block_size')::numeric)",
+}
+
+_STATS = (
+    ("sql_transactions_pooled_total", "total_xact_count", "COUNTER", "SQL transactions", "1"),
+    ("queries_pooled_total", "total_query_count", "COUNTER", "SQL queries", "1"),
+    ("received_bytes_total", "total_received", "COUNTER", "Bytes from clients", "1"),
+    ("sent_bytes_total", "total_sent", "COUNTER", "Bytes to clients", "1"),
+    ("server_in_transaction_seconds_total", "total_xact_time", "COUNTER", "Time in transactions", "1e-6"),
+    ("queries_duration_seconds_total", "total_query_time", "COUNTER", "Time in queries", "1e-6"),
+    ("client_wait_seconds_total", "total_wait_time", "COUNTER", "Time that clients waited for servers", "1e-6"),
+)
+_TABLE = tuple((name, name) for name in ("datname", "schemaname", "relname"))
 #: Namespace -> part of `measured.json`, labels by column, and numbers: (name, column, kind, meaning, factor).
-_QUERIES: Mapping[str, tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str, str, str, str, str]]]] = {
+_MEASURED: Mapping[str, tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str, str, str, str, str]]]] = {
     "pgherd_service": ("service", (), (
         ("cpu_seconds_total", "cpu", "COUNTER", "CPU time of all processes of the service", "1"),
         ("cpus", "cpus", "GAUGE", "CPUs of the plan", "1"),
@@ -153,8 +224,27 @@ _QUERIES: Mapping[str, tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str,
     )),
     "pgbouncer": ("pooler", (), (
         ("up", "up", "GAUGE", "Whether PgBouncer answered", "1"),
+        ("databases", "databases", "GAUGE", "Pools that are configured", "1"),
+        ("users", "users", "GAUGE", "Users that are known", "1"),
+        ("pools", "pools", "GAUGE", "Pairs of pool and user", "1"),
         ("used_clients", "used_clients", "GAUGE", "Clients that are connected", "1"),
+        ("free_clients", "free_clients", "GAUGE", "Places for clients that are kept", "1"),
+        ("login_clients", "login_clients", "GAUGE", "Clients that are logging in", "1"),
         ("used_servers", "used_servers", "GAUGE", "Connections to PostgreSQL", "1"),
+        ("free_servers", "free_servers", "GAUGE", "Places for connections that are kept", "1"),
+        ("cached_dns_names", "dns_names", "GAUGE", "Names in the cache", "1"),
+        ("cached_dns_zones", "dns_zones", "GAUGE", "Zones in the cache", "1"),
+        ("in_flight_dns_queries", "dns_queries", "GAUGE", "Names that are being asked for", "1"),
+    )),
+    "pgbouncer_databases": ("databases", (
+        ("name", "name"), ("database", "database"), ("force_user", "force_user"), ("pool_mode", "pool_mode"),
+    ), (
+        ("pool_size", "pool_size", "GAUGE", "Most connections to PostgreSQL", "1"),
+        ("reserve_pool", "reserve_pool", "GAUGE", "Connections beyond these when clients wait", "1"),
+        ("current_connections", "current_connections", "GAUGE", "Connections to PostgreSQL", "1"),
+        ("max_connections", "max_connections", "GAUGE", "Most connections of all users; 0: no limit", "1"),
+        ("paused", "paused", "GAUGE", "Whether it is paused", "1"),
+        ("disabled", "disabled", "GAUGE", "Whether it is disabled", "1"),
     )),
     "pgbouncer_pools": ("pools", (("database", "database"), ("user", "user")), (
         ("client_active_connections", "cl_active", "GAUGE", "Clients that have a server connection", "1"),
@@ -164,32 +254,61 @@ _QUERIES: Mapping[str, tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str,
         ("server_used_connections", "sv_used", "GAUGE", "Server connections that are checked before use", "1"),
         ("server_testing_connections", "sv_tested", "GAUGE", "Server connections that are being checked", "1"),
         ("server_login_connections", "sv_login", "GAUGE", "Server connections that are logging in", "1"),
-        ("client_maximum_wait_seconds", "maxwait", "GAUGE", "How long the first client in the queue has waited", "1"),
+        ("client_maxwait_seconds", "maxwait", "GAUGE", "How long the first client in the queue has waited", "1"),
     )),
-    "pgbouncer_stats": ("stats", (("database", "database"),), (
-        ("sql_transactions_pooled_total", "total_xact_count", "COUNTER", "SQL transactions", "1"),
-        ("queries_pooled_total", "total_query_count", "COUNTER", "SQL queries", "1"),
-        ("received_bytes_total", "total_received", "COUNTER", "Bytes from clients", "1"),
-        ("sent_bytes_total", "total_sent", "COUNTER", "Bytes to clients", "1"),
-        ("server_in_transaction_seconds_total", "total_xact_time", "COUNTER", "Time in transactions", "1e-6"),
-        ("queries_duration_seconds_total", "total_query_time", "COUNTER", "Time in queries", "1e-6"),
-        ("client_wait_seconds_total", "total_wait_time", "COUNTER", "Time that clients waited for servers", "1e-6"),
+    "pg_stat_user_tables": ("tables", _TABLE, (
+        ("seq_scan", "seq_scan", "COUNTER", "Sequential scans", "1"),
+        ("seq_tup_read", "seq_tup_read", "COUNTER", "Rows that these read", "1"),
+        ("idx_scan", "idx_scan", "COUNTER", "Scans of its indexes", "1"),
+        ("idx_tup_fetch", "idx_tup_fetch", "COUNTER", "Rows that these fetched", "1"),
+        ("n_tup_ins", "n_tup_ins", "COUNTER", "Rows inserted", "1"),
+        ("n_tup_upd", "n_tup_upd", "COUNTER", "Rows updated", "1"),
+        ("n_tup_del", "n_tup_del", "COUNTER", "Rows deleted", "1"),
+        ("n_tup_hot_upd", "n_tup_hot_upd", "COUNTER", "Rows updated without a change of indexes", "1"),
+        ("n_live_tup", "n_live_tup", "GAUGE", "Live rows, estimated", "1"),
+        ("n_dead_tup", "n_dead_tup", "GAUGE", "Dead rows, estimated", "1"),
+        ("n_mod_since_analyze", "n_mod_since_analyze", "GAUGE", "Rows changed since the last analyze", "1"),
+        ("last_vacuum", "last_vacuum", "GAUGE", "When it was vacuumed by hand; 0: never", "1"),
+        ("last_autovacuum", "last_autovacuum", "GAUGE", "When autovacuum vacuumed it; 0: never", "1"),
+        ("last_analyze", "last_analyze", "GAUGE", "When it was analyzed by hand; 0: never", "1"),
+        ("last_autoanalyze", "last_autoanalyze", "GAUGE", "When autovacuum analyzed it; 0: never", "1"),
+        ("vacuum_count", "vacuum_count", "COUNTER", "How often it was vacuumed by hand", "1"),
+        ("autovacuum_count", "autovacuum_count", "COUNTER", "How often autovacuum vacuumed it", "1"),
+        ("analyze_count", "analyze_count", "COUNTER", "How often it was analyzed by hand", "1"),
+        ("autoanalyze_count", "autoanalyze_count", "COUNTER", "How often autovacuum analyzed it", "1"),
     )),
+    "pg_statio_user_tables": ("tables", _TABLE, (
+        ("heap_blks_read", "heap_blks_read", "COUNTER", "Blocks read from disk", "1"),
+        ("heap_blks_hit", "heap_blks_hit", "COUNTER", "Blocks found in shared buffers", "1"),
+        ("idx_blks_read", "idx_blks_read", "COUNTER", "Blocks of its indexes read from disk", "1"),
+        ("idx_blks_hit", "idx_blks_hit", "COUNTER", "Blocks of its indexes found in shared buffers", "1"),
+    )),
+    # Two names for the same: pgbouncer_exporter changed them.
+    "pgbouncer_stats": ("stats", (("database", "database"),), _STATS),
+    "pgbouncer_stats_totals": ("stats", (("database", "database"),), _STATS),
 }  # fmt: skip
 
 
-def render_queries() -> str:
-    """The file of --extend.query-path, as JSON, which is YAML."""
+def render_queries(major: int) -> str:
+    """The file of --extend.query-path for a PostgreSQL of this major, as JSON, which is YAML."""
     rendered = {}
-    for namespace, (part, labels, numbers) in _QUERIES.items():
+    for namespace, (source, columns) in (dict(_SERVER) | (dict(_WRITES) if major >= 17 else {})).items():
+        words = [f"({expression})::float8 AS {name}" for name, expression, _, _ in columns]
+        source = source.replace("{blocks}", _BLOCKS[min(major, 18)] if major >= 17 else "")
+        rendered[namespace] = _query(f"SELECT {', '.join(words)} {source}", (), ((n, k, m) for n, _, k, m in columns))
+    for namespace, (part, labels, numbers) in _MEASURED.items():
         words = [f"m ->> '{column}' AS \"{name}\"" for name, column in labels]
-        words += [f"(m ->> '{column}')::float8 * {factor} AS {name}" for name, column, _, _, factor in numbers]
-        rendered[namespace] = {
-            "query": f"SELECT {', '.join(words)} FROM {ROLE}.measured('{part}') m",
-            "master": False,
-            "metrics": [
-                *({name: {"usage": "LABEL", "description": name}} for name, _ in labels),
-                *({name: {"usage": kind, "description": meaning}} for name, _, kind, meaning, _ in numbers),
-            ],
-        }
+        absent = "0" if part == "tables" else "NULL"
+        words += [
+            f"coalesce((m ->> '{column}')::float8, {absent}) * {factor} AS {name}"
+            for name, column, _, _, factor in numbers
+        ]
+        query = f"SELECT {', '.join(words)} FROM {ROLE}.measured('{part}') m"
+        rendered[namespace] = _query(query, labels, ((n, k, m) for n, _, k, m, _ in numbers))
     return "# Written by pgherd; changes are overwritten.\n" + json.dumps(rendered, indent=1) + "\n"
+
+
+def _query(text: str, labels: Sequence[tuple[str, str]], numbers: Iterable[tuple[str, str, str]]) -> dict[str, object]:
+    metrics = [{name: {"usage": "LABEL", "description": name}} for name, _ in labels]
+    metrics += [{name: {"usage": kind, "description": meaning}} for name, kind, meaning in numbers]
+    return {"query": text, "master": False, "metrics": metrics}

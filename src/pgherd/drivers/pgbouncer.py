@@ -255,8 +255,11 @@ def look(console: Console) -> Seen | None:
 
 
 def counted(console: Console) -> dict[str, list[dict[str, str]]] | None:
-    """What it counts, by `pools`, `stats` and `lists`, as its console names the columns; None: it does not answer."""
-    asked = {"pools": "SHOW POOLS", "stats": "SHOW STATS", "lists": "SHOW LISTS"}
+    """What it counts, by `pools`, `stats`, `databases` and `lists`, as its console names the columns.
+
+    None: it does not answer.
+    """
+    asked = {"pools": "SHOW POOLS", "stats": "SHOW STATS", "databases": "SHOW DATABASES", "lists": "SHOW LISTS"}
     script = [word for command in asked.values() for word in ("-c", command, "-c", "\\echo")]
     answer = unprivileged.run(
         console.account, [*_psql(console), *script], timeout=10, limit=4 << 20, env=_PSQL_ENV, memory=512 << 20
@@ -274,7 +277,7 @@ def counted(console: Console) -> dict[str, list[dict[str, str]]] | None:
         for part, table in zip(asked, tables, strict=False)
     }
     own = (_AUTH, "pgbouncer")
-    return {part: [row for row in rows if row.get("database") not in own] for part, rows in found.items()}
+    return {p: [row for row in rows if row.get("name", row.get("database")) not in own] for p, rows in found.items()}
 
 
 def reload(console: Console) -> None:
