@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -172,21 +173,88 @@ def test_no_password_and_no_noise_of_the_platform_is_in_the_logs(
     assert "pgherd_monitor" not in text and "pg_stat_" not in text and str(instance.home) not in text
 
 
-def test_metrics_have_the_hosted_names_and_grow(instance: Instance, client: Client, service: str) -> None:
-    def sampled() -> dict[str, Any] | None:
-        found: dict[str, Any] = client.get_dbaas_service_metrics(service_name=service)["metrics"]
-        return found if found["transactions"]["data"]["rows"] else None
+#: What a service that works has more than nothing of, a moment after it began to.
+_MOVED = (
+    "cpu_usage", "disk_usage", "mem_usage", "mem_available", "mem_bytes", "disk_bytes", "connections",
+    "connections_idle_in_transaction", "oldest_transaction", "transactions", "rollbacks", "cache_hit_ratio",
+    "temp_bytes", "rows_read", "rows_written", "wal_bytes", "pool_clients",
+)  # fmt: skip
+#: What it also has, be it 0, and what a service without standbys and slots has nothing of.
+_KNOWN = ("load_average", "diskio_read", "diskio_read_bytes", "connections_active", "deadlocks", "pool_waiting")
+_UNKNOWN = ("replication_lag", "wal_retained")
+_WRITES, _NETWORK = ("diskio_writes", "diskio_write_bytes"), ("net_receive", "net_send")
 
-    metrics = until(sampled, 90, "two samples are there")
-    assert set(HOSTED) <= set(metrics)
-    for name in ("cpu_usage", "mem_usage", "mem_available", "disk_usage", "connections"):
-        rows = metrics[name]["data"]["rows"]
-        assert rows and all(GO_TIME.fullmatch(at) and number >= 0 for at, number in rows), name
-    assert metrics["mem_usage"]["hints"] == {"title": "Memory usage %"}
-    assert metrics["mem_usage"]["data"]["cols"] == [
-        {"label": "time", "type": "date"}, {"label": f"{service}-1", "type": "number"}
-    ]  # fmt: skip
-    assert 0 < metrics["mem_usage"]["data"]["rows"][-1][1] < 50
+
+@contextlib.contextmanager
+def _at_work(dsn: str) -> Iterator[None]:
+    """Somebody writes, sorts on disk, reads and fails, over and over."""
+    done = threading.Event()
+
+    def work() -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("CREATE TABLE work (n int, t text)")
+            connection.execute("SET work_mem = '64kB'")
+            while not done.wait(0.2):
+                connection.execute("INSERT INTO work SELECT n, repeat(md5(n::text), 9) FROM generate_series(1, 500) n")
+                connection.execute("SELECT t FROM work ORDER BY md5(t), n LIMIT 500 OFFSET 400").fetchall()
+                with contextlib.suppress(psycopg.errors.DivisionByZero):
+                    connection.execute("SELECT 1 / 0 FROM work")
+            connection.execute("DROP TABLE work")
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        worker.join(20)
+
+
+def test_metrics_have_the_hosted_names_and_tell_of_real_work(instance: Instance, client: Client, service: str) -> None:
+    found: dict[str, dict[str, float]] = {}
+    on_disk = subprocess.run(["stat", "-f", "-c", "%T", str(instance.home)], capture_output=True, text=True, check=True)
+    moved = {*_MOVED, *(() if on_disk.stdout.strip() == "tmpfs" else _WRITES)}
+    spec, dsn = instance.spec(service), instance.dsn(service)
+    pool = str(client.get_dbaas_service_pg(name=service)["prometheus-uri"]["port"] - 2)
+
+    def still() -> set[str]:
+        metrics = client.get_dbaas_service_metrics(service_name=service)["metrics"]
+        found.update({name: dict(metric["data"]["rows"]) for name, metric in metrics.items()})
+        return {name for name in moved if max(found[name].values(), default=0) <= 0}
+
+    with _at_work(dsn), psycopg.connect(dsn) as idle, psycopg.connect(instance.dsn(service, port=pool, dbname="main")):
+        began = time.monotonic()
+        idle.execute("SELECT 1")
+        until(lambda: not still(), 120, "all that moves has moved", longest_pause=1)
+        lasted = time.monotonic() - began
+    assert set(HOSTED) <= set(found) == {*_MOVED, *_KNOWN, *_UNKNOWN, *_WRITES, *_NETWORK}
+    for name in {*moved, *_KNOWN}:
+        assert found[name] and all(GO_TIME.fullmatch(at) and n >= 0 for at, n in found[name].items()), name
+    assert [found[name] for name in _UNKNOWN] == [{}, {}]
+    assert found["net_send"].keys() == found["net_receive"].keys()  # none without root or nftables
+    assert not found["net_send"] or min(max(found[name].values()) for name in _NETWORK) > 1000
+
+    def same(name: str, other: str, factor: float, most: float) -> None:
+        wrong = [
+            (a, b)
+            for a, b in zip(found[name].values(), found[other].values(), strict=True)
+            if abs(a - b * factor) > most
+        ]
+        assert not wrong, (name, other, wrong)
+
+    same("diskio_writes", "diskio_write_bytes", 1 / 8192, 0.01)
+    same("diskio_read", "diskio_read_bytes", 1 / 8192, 0.01)
+    same("disk_usage", "disk_bytes", 100 / spec["disk_bytes"], 0.01)
+    same("mem_usage", "mem_bytes", 100 / spec["memory_bytes"], 0.01)
+    assert all(abs(found["mem_usage"][at] + free - 100) < 0.01 for at, free in found["mem_available"].items())
+    assert max(found["connections"].values()) >= 2 and max(found["cache_hit_ratio"].values()) <= 100
+    assert max(found["connections_idle_in_transaction"].values()) == max(found["pool_clients"].values()) == 1
+    assert max(found["oldest_transaction"].values()) < lasted + 1
+    assert max(found["rows_written"].values()) > 10 and 1 << 20 < max(found["disk_bytes"].values()) < spec["disk_bytes"]
+    shown = client.get_dbaas_service_metrics(service_name=service)["metrics"]["mem_usage"]
+    assert shown["hints"] == {"title": "Memory usage %"}
+    columns = [{"label": "time", "type": "date"}, {"label": f"{service}-1", "type": "number"}]
+    assert shown["data"]["cols"] == columns and 0 < shown["data"]["rows"][-1][1] < 50
     for period in ("day", "week", "month", "year"):
         found = client.get_dbaas_service_metrics(service_name=service, period=period)["metrics"]
         assert found["mem_usage"]["data"]["rows"][-1][1] > 0
@@ -213,6 +281,13 @@ def _scraped(instance: Instance, found: dict[str, Any], word: str) -> str:
     return text if word in text else ""
 
 
+def _linted(text: str) -> list[str]:
+    """What promtool says of the metrics that are ours, or that it cannot read them at all."""
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    lines = checked.stderr.splitlines()
+    return [line for line in lines if re.match(r"(pgherd|pgbouncer)_", line) or "error while linting" in line]
+
+
 def test_prometheus_reads_the_service_and_nobody_else_does(instance: Instance, client: Client, service: str) -> None:
     found = instance.call("GET", f"/pgherd/v1/service/{service}/prometheus").json()
     uri = client.get_dbaas_service_pg(name=service)["prometheus-uri"]
@@ -227,15 +302,18 @@ def test_prometheus_reads_the_service_and_nobody_else_does(instance: Instance, c
         "pgherd_service_memory_limit_bytes{",
     ):  # fmt: skip
         assert f"\n{line}" in f"\n{text}", line
-    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
-    errors = [line for line in checked.stderr.splitlines() if re.match(r"(pgherd|pgbouncer)_", line)]
-    assert "error while linting" not in checked.stderr and not errors, checked.stderr
+    assert _linted(text) == []
     assert scrape(instance, found, password="wrong").status_code == 401
     assert scrape(instance, found, username="admin").status_code == 401
-    other = instance.create()
+    newest = max(client.get_dbaas_service_type(service_type_name="pg")["available-versions"], key=int)
+    other = instance.create(version=newest)
     elsewhere = instance.call("GET", f"/pgherd/v1/service/{other}/prometheus").json()
     assert elsewhere["password"] != found["password"]
     until(lambda: "pg_up 1" in scrape(instance, elsewhere).text, 30, "the other's exporter answers")
+    theirs = scrape(instance, elsewhere).text
+    assert _linted(theirs) == [] and f'short_version="{newest}.' in theirs
+    for name in ("pg_stat_bgwriter_buffers_clean_total", "pg_postmaster_start_time_seconds", "pg_replication_lag"):
+        assert f"\n{name}{{" in theirs and f"\n{name}{{" in text, name
     assert scrape(instance, elsewhere, password=found["password"]).status_code == 401
     instance.delete(other)
 
