@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 from exoscale.api.exceptions import ExoscaleAPIClientException
 
+from pgherd.model import features
 from tests.plugins.instance import Instance
+
+WORKERS = ("timescaledb-settings", "max_background_workers")
+SIZE = ("pgaudit-settings", "log_parameter_max_size")
 
 
 def _updated(instance: Instance, name: str, **fields: Any) -> None:
@@ -30,6 +34,16 @@ def test_a_service_becomes_one_of_variant_timescale_and_stays_it(instance: Insta
     instance.sql(name, "create table m (at timestamptz not null)")
     assert instance.sql(name, "select created from create_hypertable('m', 'at')") == [(True,)]
     assert instance.sql(name, "show timescaledb.max_background_workers") == [("4",)]
+    limits = dict(features.BOUNDS)
+    (_, workers), (_, size) = limits.pop(WORKERS), limits.pop(SIZE)
+    assert not limits, "each of them is tried here"
+    for over in ({"timescaledb_settings": {WORKERS[1]: workers + 1}}, {"pgaudit_settings": {SIZE[1]: size + 1}}):
+        assert "must be an integer from" in _refused(instance, name, **over)
+    most = {"timescaledb_settings": {WORKERS[1]: workers}, "pgaudit_settings": {"feature_enabled": True, SIZE[1]: size}}
+    _updated(instance, name, **most)
+    shown = "select setting::bigint from pg_settings where name ~ '(log_parameter_max_size|max_background_workers)$'"
+    assert instance.sql(name, f"{shown} order by name") == [(size,), (workers,)]
+    assert instance.sql(name, "show max_worker_processes") == [("136",)]
     _updated(instance, name, work_mem=5)
     assert instance.sql(name, "select count(*) from show_chunks('m')") == [(0,)], "another update leaves it"
     assert _refused(instance, name, variant="aiven").startswith("variant: a service of variant timescale stays one")

@@ -192,6 +192,15 @@ def test_timescaledb_comes_with_one_restart_and_once(host: RunningHost, plain: N
             connection.execute("SET timescaledb.license = 'timescale'")
 
 
+def test_what_timescaledb_refuses_when_it_is_loaded_is_not_in_force(host: RunningHost, plain: NodeSpec) -> None:
+    spec = host.running(version=plain.version)
+    spec = host.change(spec, timescale=True, settings={"timescaledb.max_background_workers": 1001})
+    host.until_in_force(spec)  # its library is not there yet
+    spec = host.change(spec, restart=1)
+    status = host.until(spec, lambda s: s.refused == spec.generation)
+    assert "timescaledb.max_background_workers: PostgreSQL refuses the value; it takes 0 to 1000" in status.reason
+
+
 def test_pg_partman_works_as_the_admin(host: RunningHost, plain: NodeSpec) -> None:
     """By default it would work as the superuser."""
     spec = host.running(version=plain.version, settings={"pg_partman_bgw.interval": 3601})

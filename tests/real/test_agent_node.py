@@ -98,6 +98,32 @@ def test_settings_are_loaded_and_those_that_need_a_restart_wait_for_it(host: Run
         assert connection.execute("SHOW max_locks_per_transaction").fetchone() == ("128",)
 
 
+def test_what_is_in_no_file_any_more_waits_for_a_restart_too(host: RunningHost) -> None:
+    spec = host.running(settings={"max_locks_per_transaction": 128})
+    spec = host.change(spec, settings={})
+    assert host.until_in_force(spec).pending_restart == ["max_locks_per_transaction"]
+
+
+def test_a_value_that_only_a_library_refuses_is_not_in_force(host: RunningHost) -> None:
+    """PostgreSQL says of it what it says of a value that waits for a restart, and loads everything else."""
+    spec = host.running()
+    wrong = host.change(spec, settings={"pg_stat_statements.track": "most", "max_locks_per_transaction": 128})
+    status = host.until(wrong, lambda s: s.refused == wrong.generation)
+    assert (status.state, status.generation, status.step) == ("running", 1, "reload")
+    assert status.reason.endswith("not load the settings: pg_stat_statements.track: PostgreSQL refuses the value")
+    again = host.until(wrong, lambda s: s.observed_at > status.observed_at)
+    assert (again.generation, again.refused) == (1, wrong.generation), "the next try finds it loaded, and no better"
+    right = host.change(wrong, settings={"max_locks_per_transaction": 128})
+    status = host.until_in_force(right)
+    assert (status.reason, status.pending_restart) == ("", ["max_locks_per_transaction"])
+
+
+def test_a_new_node_is_not_in_force_without_its_settings(host: RunningHost) -> None:
+    spec = host.spec(settings={"pg_stat_statements.track": "most"})
+    host.link.wish(spec)
+    assert host.until(spec, lambda s: s.refused == 1).state == "running"
+
+
 def test_a_value_that_postgresql_refuses_leaves_the_node_running_and_startable(host: RunningHost) -> None:
     spec = host.running()
     wrong = host.change(spec, settings={"timezone": "Mars/Olympus"})

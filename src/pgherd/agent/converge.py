@@ -394,18 +394,19 @@ class Convergence:
             self._await_answer(time.monotonic() + _START_PATIENCE)
 
     def _ensure_reloaded(self) -> None:
+        """All of the files is in force, but for what waits for a restart. The start is looked at too: then PostgreSQL
+        only warns of what a library refuses."""
         assert self.seen is not None
-        if self.seen.config == self.marker:
-            return
-        cluster, deadline = self.cluster, time.monotonic() + _RELOAD_PATIENCE
-        postgres.reload(cluster)
-        while self.seen.config != self.marker:
-            if time.monotonic() > deadline:
-                errors = postgres.configuration_errors(cluster)
-                raise Refused(f"PostgreSQL does not load the settings: {errors or 'no reason given'}")
-            self.seen = postgres.observe(cluster, self.cut)
-        if errors := postgres.configuration_errors(cluster):
-            raise Refused(f"PostgreSQL does not load the settings: {errors}")
+        is_new = self.before < self.spec.generation
+        if self.seen.config != self.marker:
+            is_new, deadline = True, time.monotonic() + _RELOAD_PATIENCE
+            postgres.reload(self.cluster)
+            while self.seen.config != self.marker:
+                if time.monotonic() > deadline:
+                    raise Refused(f"PostgreSQL does not load the settings: {self.seen.refused or 'no reason given'}")
+                self.seen = postgres.observe(self.cluster, self.cut)
+        if is_new and self.seen.refused:
+            raise Refused(f"PostgreSQL does not load the settings: {self.seen.refused}")
 
     def _ensure_admin(self) -> None:
         """Make the admin, or give it the wished password; one that the tenant changed itself stays as it is."""

@@ -145,7 +145,8 @@ class Archiver(msgspec.Struct, frozen=True):
 class Observation(msgspec.Struct, frozen=True):
     """What a cluster says of itself. `config`, `guard` and `restart` are the markers it was loaded and started with.
 
-    `more` is what the caller's own expression gave, as JSON.
+    `refused` is what it does not accept in its files: it runs with other values. What only waits for a restart is in
+    `pending_restart`. `more` is what the caller's own expression gave, as JSON.
     """
 
     version: str
@@ -155,6 +156,7 @@ class Observation(msgspec.Struct, frozen=True):
     users: list[Role]
     pending_restart: list[str]
     max_connections: int
+    refused: str = ""
     newest_database: int = 0  # oid
     preloaded: str = ""
     guard: str = ""
@@ -317,6 +319,20 @@ def session(cluster: Cluster, database: str, options: dict[str, str]) -> tuple[l
     return [*argv, "-h", str(cluster.run), "-p", str(cluster.port), "-U", "postgres"], env
 
 
+#: What PostgreSQL does not accept in its files, without the values; empty when all is well. Of a value out of range it
+#: says no more than of one that waits for a restart, which alone is marked in pg_settings. A parameter that is in no
+#: file any more and waits has a row without its name.
+_REFUSED = """
+    (SELECT coalesce(left(string_agg(complaint, '; '), 1000), '') FROM
+      (SELECT coalesce(f.name || ': ', '') || CASE WHEN f.error <> 'setting could not be applied' THEN f.error
+          ELSE 'PostgreSQL refuses the value' || coalesce('; it takes ' || s.min_val || ' to ' || s.max_val, '') END
+         FROM pg_file_settings f LEFT JOIN pg_settings s ON lower(s.name) = lower(f.name)
+         WHERE f.error IS NOT NULL AND s.pending_restart IS NOT true
+           AND NOT (f.name IS NULL AND f.error LIKE '%cannot be changed without restarting the server')
+       UNION ALL SELECT 'pg_hba line ' || line_number || ': ' || error FROM pg_hba_file_rules WHERE error IS NOT NULL
+       LIMIT 20) e (complaint))"""
+
+
 def observing(cut: str, *, more: str = "NULL") -> str:
     """The SQL of `observe`; `cut` is an SQL number that ends connections that are not allowed, see `hba.count_cut`.
 
@@ -339,6 +355,7 @@ def observing(cut: str, *, more: str = "NULL") -> str:
       'pending_restart',
          (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart),
       'max_connections', current_setting('max_connections')::int,
+      'refused', {_REFUSED},
       'newest_database', (SELECT max(oid::bigint) FROM pg_database WHERE datallowconn),
       'preloaded', current_setting('shared_preload_libraries'),
       'guard', coalesce(current_setting('pgherd.guard', true), ''),
@@ -368,15 +385,6 @@ def observe(cluster: Cluster, cut: str, *, more: str = "NULL") -> Observation:
 def reload(cluster: Cluster) -> None:
     """Let the server read its configuration again; `Observation.config` shows when it has."""
     psql(cluster, "SELECT pg_reload_conf();")
-
-
-def configuration_errors(cluster: Cluster) -> str:
-    """What PostgreSQL does not accept in its configuration files; empty when all is well. Holds no values."""
-    return psql(cluster, """
-    SELECT coalesce(string_agg(name || ': ' || error, '; '), '') FROM
-      (SELECT name, error FROM pg_file_settings WHERE error <> 'setting could not be applied' AND error IS NOT NULL
-       UNION ALL SELECT 'pg_hba line ' || line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL LIMIT 20) e;
-    """).strip()[:1000]  # fmt: skip
 
 
 def creating_admin(name: str, verifier: str) -> str:

@@ -140,7 +140,7 @@ def _extras(spec: NodeSpec, installed: list[str]) -> dict[str, Setting]:
     if spec.timescale:
         workers = int(spec.settings.get("timescaledb.max_background_workers", _WORKERS))
         values |= {
-            "max_worker_processes": 8 + min(workers, 128),
+            "max_worker_processes": 8 + min(workers, 128),  # within the processes that a node may have
             # Other editions forbid to offer the rest of it as a service.
             "timescaledb.license": "apache",
             "timescaledb.max_background_workers": _WORKERS,

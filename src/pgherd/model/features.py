@@ -19,6 +19,11 @@ from pgherd.spec import Setting
 TIMESCALE = "timescale"
 #: Keys of pgaudit-settings that not every pgaudit has, with the value that means what it does without them.
 _OPTIONAL: Mapping[str, Any] = {"log_max_string_length": -1, "log_nested_statements": True, "log_parameter_max_size": 0}
+#: Fields of which the library takes less than the contract lets through, with the least and the most.
+BOUNDS: Mapping[tuple[str, str], tuple[int, int]] = {
+    ("timescaledb-settings", "max_background_workers"): (1, 1000),
+    ("pgaudit-settings", "log_parameter_max_size"): (0, 1073741823),
+}
 _PACKAGES = {"pgaudit": "postgresql-{}-pgaudit", "timescaledb": "postgresql-{}-timescaledb"}
 
 
@@ -64,6 +69,7 @@ def check(wish: Wish, installed: Installed | None = None) -> None:
         )
     if wish.timescaledb_settings and wish.variant != TIMESCALE:
         faults.append("timescaledb-settings: only a service of variant timescale has them")
+    faults += _out_of_bounds(wish)
     if installed is not None:
         faults += [missing(extension, wish.version) for extension in needed(wish) if not installed.has(extension)]
         faults += _unknown_to(wish, installed)
@@ -107,6 +113,13 @@ def _audit(settings: Mapping[str, Any]) -> Iterator[tuple[str, Setting]]:
             yield name, ",".join(value) or "none"
         elif name != "feature_enabled" and (name not in _OPTIONAL or value != _OPTIONAL[name]):
             yield name, value
+
+
+def _out_of_bounds(wish: Wish) -> Iterator[str]:
+    settings = {"timescaledb-settings": wish.timescaledb_settings, "pgaudit-settings": wish.pgaudit_settings}
+    for (group, name), (least, most) in BOUNDS.items():
+        if not least <= settings[group].get(name, least) <= most:
+            yield f"{group}.{name}: must be an integer from {least} to {most}"
 
 
 def _unknown_to(wish: Wish, installed: Installed) -> Iterator[str]:
