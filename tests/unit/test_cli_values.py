@@ -22,7 +22,7 @@ SCHEMA: dict[str, Any] = {
         "log_temp_files": {"type": "integer"},
         "timezone": {"type": "string"},
         "track_functions": {"type": "string", "enum": ["all", "pl", "none"]},
-        "pg_stat_statements.track": {"type": ["string", "null"]},
+        "pg_stat_statements.track": {"type": "string", "nullable": True},
         "ratio": {"type": "number"},
         "wal": {"type": "object", "properties": {"max_wal_senders": {"type": "integer"}}},
     },
@@ -67,6 +67,24 @@ def test_settings_get_the_type_of_their_schema() -> None:
 def test_a_dot_may_belong_to_the_name() -> None:
     assert typed_settings(SCHEMA, ["pg_stat_statements.track=top"]) == {"pg_stat_statements.track": "top"}
     assert typed_settings(SCHEMA, ["pg_stat_statements.track=null"]) == {"pg_stat_statements.track": None}
+
+
+def test_null_is_taken_wherever_the_contract_has_it() -> None:
+    route = document()["paths"]["/dbaas-postgres/{name}"]["put"]["requestBody"]["content"]["application/json"]["schema"]
+    schemas = document()["components"]["schemas"]
+    tried = 0
+    for group in ("pg", "pgbouncer", "pglookout", "timescaledb", "pgaudit"):
+        schema = schemas[f"json-schema-{group}"]
+        for key, inner in schema["properties"].items():
+            if inner.get("nullable"):
+                assert typed_settings(schema, [f"{key}=null"]) == {key: None}
+                pair = read_body([f"{group}-settings.{key}: null"], route, document())
+                assert pair == {f"{group}-settings": {key: None}}
+                tried += 1
+            elif inner["type"] != "string" or "enum" in inner:
+                with pytest.raises(CliError):
+                    typed_settings(schema, [f"{key}=null"])
+    assert tried, "the contract has none any more"
 
 
 def test_a_value_may_hold_the_sign() -> None:

@@ -92,14 +92,17 @@ def typed(text: str, schema: Schema, name: str) -> Any:
     if "string" in kinds or not kinds:
         allowed = schema.get("enum")
         if allowed and text not in allowed:
-            raise wrong(f"{name} must be one of {', '.join(map(str, allowed))}, not {text!r}.")
+            known = ", ".join(map(str, [*allowed, *(["null"] if "null" in kinds else [])]))
+            raise wrong(f"{name} must be one of {known}, not {text!r}.")
         return text
     raise wrong(f"{name} must be of type {' or '.join(kinds)}, not {text!r}.", str(schema.get("description", "")))
 
 
 def _kinds(schema: Schema) -> list[str]:
+    """The types that a value may have; OpenAPI 3.0 calls null none of them, but says `nullable` beside."""
     kind = schema.get("type", [])
-    return [kind] if isinstance(kind, str) else list(kind)
+    kinds = [kind] if isinstance(kind, str) else list(kind)
+    return [*kinds, "null"] if schema.get("nullable") and kinds else kinds
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------------
