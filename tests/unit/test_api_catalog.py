@@ -49,6 +49,7 @@ def test_type_pg() -> None:
     assert call(APP, "GET", "/v2/dbaas-service-type", key=READER).json == {"dbaas-service-types": [got]}
     assert (got["available-versions"], got["default-version"]) == (["15", "16"], "15")
     assert [plan["name"] for plan in got["plans"]] == list(PLANS)
+    assert [plan["max-connections"] for plan in got["plans"]] == [plan.max_connections for plan in PLANS.values()]
     hobbyist = got["plans"][0]
     assert (hobbyist["node-memory"], hobbyist["disk-space"], hobbyist["node-cpu-count"]) == (2 << 30, 8 << 30, 2)
     assert hobbyist["backup-config"] == {"interval": 24, "max-count": 1, "recovery-mode": "pitr"}

@@ -278,3 +278,11 @@ def test_the_form_may_stand_anywhere(
 def test_usage_errors(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert main(line) == Exit.USAGE
+
+
+def test_a_plan_has_a_cell_for_each_header() -> None:
+    plan = {"name": "startup-4", "node-count": 1, "node-cpu-count": 2, "node-memory": 4 << 30, "disk-space": 80 << 30}
+    plan |= {"max-connections": 100, "backup-config": {"max-count": 3}}
+    assert dict(zip(describe.PLAN_HEADERS, describe.plan_row(plan), strict=True))["CONNECTIONS"] == 100
+    del plan["max-connections"]  # as from the hosted service
+    assert len(describe.plan_row(plan)) == len(describe.PLAN_HEADERS)

@@ -70,6 +70,7 @@ def _plan(plan: Plan, zone: str) -> dict[str, Any]:
         "node-cpu-count": plan.cpus,
         "node-memory": plan.memory_bytes,
         "disk-space": plan.disk_bytes,
+        "max-connections": plan.max_connections,  # a field of our own
         "authorized": plan.offered,  # what the contract has to say that a plan cannot be ordered
         "zones": [zone],
         "backup-config": {

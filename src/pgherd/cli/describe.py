@@ -96,7 +96,7 @@ def age(stamp: str | None, now: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} (now)"
 
 
-PLAN_HEADERS = ("PLAN", "NODES", "CPUS", "MEMORY", "DISK", "BACKUPS KEPT", "AVAILABLE")
+PLAN_HEADERS = ("PLAN", "NODES", "CPUS", "MEMORY", "DISK", "CONNECTIONS", "BACKUPS KEPT", "AVAILABLE")
 
 
 def plan_row(plan: dict[str, Any]) -> tuple[object, ...]:
@@ -107,6 +107,7 @@ def plan_row(plan: dict[str, Any]) -> tuple[object, ...]:
         plan["node-cpu-count"],
         size(plan["node-memory"]),
         size(plan["disk-space"]),
+        plan.get("max-connections", ""),
         plan["backup-config"]["max-count"],
         "yes" if plan.get("authorized", True) else "not yet",
     )
