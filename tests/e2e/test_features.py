@@ -58,6 +58,7 @@ def test_the_audit_log_keeps_its_settings_while_it_is_off(instance: Instance) ->
     _updated(instance, name, pgaudit_settings={"feature_enabled": True})
     assert instance.sql(name, "show pgaudit.log") == [("ddl,write",)]
     assert instance.sql(name, "select 1 from pg_extension where extname = 'pgaudit'") == [(1,)]
+    assert _refused(instance, name, variant="timescale").endswith("; a new service can have it with version 17 or 18")
     refusal = _refused(instance, name, pgaudit_settings={"log_max_string_length": 10})
     assert refusal.startswith("pgaudit-settings.log_max_string_length: must be -1")
     _updated(instance, name, pgaudit_settings={"feature_enabled": False, "log": []})

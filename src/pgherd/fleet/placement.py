@@ -57,8 +57,7 @@ def choose(
     for extension in extensions:
         able = [host for host in able if Installed.on(host.facts, version).has(extension)]
         if not able:
-            offers = [v for v in offered if any(Installed.on(host.facts, v).has(extension) for host in hosts)]
-            raise Incorrect(f"{missing(extension, version)}; versions that have it: {', '.join(offers) or 'none'}")
+            raise Incorrect(missing(extension, version, [host.facts for host in hosts]))
     roomy = [host for host in able if host.services < settings.services_per_host]
     if not roomy:
         most = settings.services_per_host

@@ -5,7 +5,7 @@ Some of it depends on what a host has installed. `Installed` is what the hosts r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ BOUNDS: Mapping[tuple[str, str], tuple[int, int]] = {
     ("timescaledb-settings", "max_background_workers"): (1, 1000),
     ("pgaudit-settings", "log_parameter_max_size"): (0, 1073741823),
 }
-_PACKAGES = {"pgaudit": "postgresql-{}-pgaudit", "timescaledb": "postgresql-{}-timescaledb"}
+#: Extension -> the first major with which Debian and install/postgresql.sh have it.
+_PACKAGED = {"pgaudit": 13, "timescaledb": 17}
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,13 @@ def needed(wish: Wish) -> list[str]:
     return [extension for extension, is_wanted in wanted.items() if is_wanted]
 
 
-def check(wish: Wish, installed: Installed | None = None) -> None:
-    """Raise Incorrect with all faults of a wish; those that a host decides too, once it is chosen."""
+def check(
+    wish: Wish, installed: Installed | None = None, hosts: Callable[[], Iterable[Mapping[str, Any]]] = tuple
+) -> None:
+    """Raise Incorrect with all faults of a wish; those that a host decides too, once it is chosen.
+
+    `hosts` answers the facts of all of them, for what to do about something that is not installed.
+    """
     faults = list(faults_of(wish.pg_settings, int(wish.version), PLANS[wish.plan]))
     if wish.synchronous_replication == "quorum" and PLANS[wish.plan].nodes == 1:
         faults.append(
@@ -71,7 +77,8 @@ def check(wish: Wish, installed: Installed | None = None) -> None:
         faults.append("timescaledb-settings: only a service of variant timescale has them")
     faults += _out_of_bounds(wish)
     if installed is not None:
-        faults += [missing(extension, wish.version) for extension in needed(wish) if not installed.has(extension)]
+        lacking = [extension for extension in needed(wish) if not installed.has(extension)]
+        faults += [missing(extension, wish.version, hosts()) for extension in lacking]
         faults += _unknown_to(wish, installed)
     if faults:
         raise incorrect(faults)
@@ -86,15 +93,23 @@ def check_variant(old: Wish, new: Wish) -> None:
         )
 
 
-def missing(extension: str, version: str) -> str:
-    """The fault of a wish that no host can serve, with what an operator does about it."""
+def missing(extension: str, version: str, hosts: Iterable[Mapping[str, Any]]) -> str:
+    """The fault of a wish that no host can serve, with what helps: of the operator, and with other versions."""
     field = "variant" if extension == "timescaledb" else "pgaudit-settings.feature_enabled"
-    package = _PACKAGES[extension].format(version)
-    todo = f"installs the package {package} there, or PostgreSQL with it by install/postgresql.sh"
-    return (
-        f"{field}: {extension} for PostgreSQL {version} is not installed on the service's host; an operator {todo},"
-        " and runs `pgherd restart`"
-    )
+    having = {major for facts in hosts for major, found in facts.get("extensions", {}).items() if found.get(extension)}
+    others = " or ".join(sorted(having, key=int))
+    first, script = _PACKAGED[extension], "`sudo sh install/postgresql.sh"
+    if int(version) >= first:
+        todo = (
+            f"; an operator installs the package postgresql-{version}-{extension} or, where install/postgresql.sh"
+            f" brought PostgreSQL {version}, runs {script} --again {version}`, and then `pgherd restart`"
+        )
+    else:
+        todo = f", and Debian has it from PostgreSQL {first} on"
+        if not others:
+            todo += f": an operator runs {script} {first}` and `pgherd restart`, for a new service of version {first}"
+    more = f"; a new service can have it with version {others}" if others else ""
+    return f"{field}: {extension} for PostgreSQL {version} is not installed here{todo}{more}"
 
 
 def parameters(wish: Wish) -> dict[str, Setting]:

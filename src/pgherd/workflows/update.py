@@ -19,7 +19,7 @@ from pgherd.settings import Settings
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
-from pgherd.workflows.limits import refuse_full_hosts, refuse_more_memory
+from pgherd.workflows.limits import hosts, refuse_full_hosts, refuse_more_memory
 from pgherd.workflows.nodes import (
     NodeFailed,
     ensure_certificates,
@@ -64,7 +64,8 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
         new = old.changed(change)
         features.check_variant(old, new)
         for node in tx.rows("nodes", service_id=row["id"]):
-            features.check(new, features.Installed.on(node["facts"], new.version))
+            installed = features.Installed.on(node["facts"], new.version)
+            features.check(new, installed, lambda: [host.facts for host in hosts(tx)])
         if row["stopped_at"] is not None and new != old.cold(new):
             raise Conflict(
                 "The service is stopped: only termination-protection, ip-filter, maintenance and backup-schedule can be"
