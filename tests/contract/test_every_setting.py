@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from exoscale.api.exceptions import ExoscaleAPIClientException
 
+from pgherd.model.pg_settings import SINCE
 from tests.contract.answers import document
 from tests.contract.test_every_field import Running
 from tests.plugins.instance import Instance
@@ -131,6 +133,44 @@ def before_and_after(instance: Instance, checked: None) -> Iterator[tuple[dict[s
     instance.delete(name)
 
 
+def untrue(instance: Instance, name: str) -> list[str]:
+    """What the catalog says of defaults and restarts and a new service does otherwise."""
+    query = "select lower(name), setting, unit, context from pg_settings"
+    found = {row[0]: row[1:] for row in instance.sql(name, query)}
+    version = int(instance.client().get_dbaas_service_pg(name=name)["version"].split(".")[0])
+    schemas = dict(leaves(instance.client().get_dbaas_settings_pg()["settings"]["pg"]["properties"]))
+    faults = []
+    for key, schema in schemas.items():
+        if key.startswith("pg_") or parameter(key) not in found:
+            continue  # a library's that is not loaded, or a newer version's
+        setting, unit, context = found[parameter(key)]
+        said = re.search(r"default is `(.*?)`", schema["description"])
+        wanted = [str(schema["default"])] if schema.get("default", -1) != -1 else []
+        wanted += [said[1].removesuffix(".0")] if said else []
+        many = {"max_stack_depth": 1024, "bg-writer.bgwriter_flush_after": 8}.get(key)  # units of the contract's own
+        setting = str(int(setting) * many) if many else setting
+        faults += [f"{key}: the default is {setting} {unit}, not {default}" for default in wanted if default != setting]
+        restarts = re.search(r"causes a service restart(?: before PostgreSQL (\d+))?\.", schema["description"])
+        if (bool(restarts) and version < int(restarts[1] or 99)) != (context == "postmaster"):
+            faults.append(f"{key}: changes in context {context}")
+    return faults
+
+
+@pytest.mark.parametrize("version", ["15", "18"])
+def test_what_the_catalog_says_is_true(instance: Instance, version: str) -> None:
+    """And on 15, whose keys `before_and_after` has not, every key that there is takes its value."""
+    name = instance.create(version=version)
+    assert untrue(instance, name) == []
+    if version == "15":
+        there = {key: value for key, value in VALUES.items() if SINCE.get(parameter(key), 0) <= 15}
+        sent = nested({key: value for key, (value, _) in there.items()})
+        done = instance.finished(instance.client().update_dbaas_service_pg(name=name, pg_settings=sent))
+        assert done["state"] == "success", done
+        after = shown(Running(instance, name, sent))
+        assert {key: after[parameter(key)] for key in there} == {key: value for key, (_, value) in there.items()}
+    instance.delete(name)
+
+
 def test_every_key_of_the_contract_is_here() -> None:
     assert set(KEYS) == set(VALUES)
 
@@ -147,6 +187,21 @@ def test_types_and_values_come_back_as_sent(
 ) -> None:
     running = before_and_after[2]
     assert json.dumps(running.shown["pg-settings"], sort_keys=True) == json.dumps(running.sent, sort_keys=True)
+
+
+def test_a_password_that_is_set_in_sql_as_md5_lets_nobody_in(
+    before_and_after: tuple[dict[str, str], dict[str, str], Running],
+) -> None:
+    """As docs/settings.md says of password_encryption md5, which is in force here."""
+    running = before_and_after[2]
+    running.instance.sql(running.name, "create role old_way login password 'opens-nothing'")
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        running.instance.sql(running.name, "select 1", user="old_way", password="opens-nothing")
+    running.instance.sql(
+        running.name, "set password_encryption = 'scram-sha-256'; alter role old_way password 'opens-it'"
+    )
+    assert running.instance.sql(running.name, "select 1", user="old_way", password="opens-it") == [(1,)]
+    running.instance.sql(running.name, "drop role old_way")
 
 
 def test_sent_keys_merge_and_others_stay(

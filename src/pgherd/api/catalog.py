@@ -8,14 +8,13 @@ from typing import Any
 import msgspec
 
 from pgherd.api.request import Handler, Request
+from pgherd.api.settings_schemas import served
 from pgherd.contract.document import Contract
 from pgherd.errors import NotFound
 from pgherd.model.plan import PLANS, Plan
 
 #: Answers with the major versions that the hosts offer.
 Versions = Callable[[], Awaitable[Sequence[str]]]
-
-_SETTINGS = ("pg", "pgbouncer", "pglookout", "timescaledb")
 
 
 class Catalog:
@@ -27,8 +26,8 @@ class Catalog:
         self._plans = [_plan(plan, zone) for plan in PLANS.values()]
         zones = [{"name": zone, "api-endpoint": api_url, "sos-endpoint": ""}]
         self._zones = msgspec.json.encode({"zones": zones})
-        schemas = {name: _settings(contract.schema(f"json-schema-{name}")) for name in _SETTINGS}
-        self._settings = msgspec.json.encode({"settings": schemas})
+        self._schema = contract.schema
+        self._settings: dict[tuple[str, ...], bytes] = {}  # by the versions that are offered, which seldom change
 
     def handlers(self) -> dict[str, Handler]:
         """operationId -> handler."""
@@ -51,10 +50,16 @@ class Catalog:
         return await self._type()
 
     async def _get_settings(self, request: Request) -> object:
-        return self._settings
+        versions = await self._offered()
+        if versions not in self._settings:
+            self._settings = {versions: msgspec.json.encode({"settings": served(self._schema, versions)})}
+        return self._settings[versions]
+
+    async def _offered(self) -> tuple[str, ...]:
+        return tuple(sorted(set(await self._versions()) & self._known, key=int))
 
     async def _type(self) -> dict[str, Any]:
-        versions = sorted(set(await self._versions()) & self._known, key=int)
+        versions = await self._offered()
         return {
             "name": "pg",
             "description": "PostgreSQL - Object-Relational Database Management System",
@@ -78,14 +83,4 @@ def _plan(plan: Plan, zone: str) -> dict[str, Any]:
             "max-count": plan.backups.count,
             "recovery-mode": plan.backups.mode,
         },
-    }
-
-
-def _settings(schema: dict[str, Any]) -> dict[str, Any]:
-    """A settings schema in the form that clients validate against; they need each of these keys."""
-    return {
-        "type": "object",
-        "title": schema["title"],
-        "properties": schema["properties"],
-        "additionalProperties": False,
     }

@@ -93,14 +93,8 @@ def too_new(settings: Mapping[str, Any], version: int) -> Iterator[str]:
 
 def _unfit(settings: Mapping[str, Any]) -> Iterator[str]:
     for path, name, value in _leaves(settings):
-        if name == "timezone" and value not in _timezones():
-            yield f"{path}: must be a time zone that PostgreSQL knows, such as Europe/Zurich or UTC"
-        elif name == "wal_sender_timeout" and isinstance(value, int) and 0 < value < 5000:
-            yield f"{path}: must be 0 or an integer from 5000 to 10800000"
-        elif name == "io_max_concurrency" and value == 0:
-            yield f"{path}: must be -1 or an integer from 1 to 1024"
-        elif name == "pg_partman_bgw.role" and (value == "postgres" or str(value).startswith(("pg_", "pgherd_"))):
-            yield f"{path}: must be a user of the service"
+        if name in NARROWER and value is not None and not NARROWER[name][1](value):
+            yield f"{path}: must be {NARROWER[name][0]}"
 
 
 def _too_many_locks(parameters: Mapping[str, Any], plan: Plan) -> Iterator[str]:
@@ -119,6 +113,21 @@ def _too_many_locks(parameters: Mapping[str, Any], plan: Plan) -> Iterator[str]:
 @functools.cache
 def _timezones() -> frozenset[str]:
     return frozenset(zoneinfo.available_timezones() - {"localtime", "Factory", "posixrules"})
+
+
+def _is_users(role: str) -> bool:
+    return role != "postgres" and not role.startswith(("pg_", "pgherd_"))
+
+
+#: Parameter -> what it must be, narrower than the contract: in words, and whether a value of the contract's is that.
+NARROWER: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "io_max_concurrency": ("-1 or an integer from 1 to 1024", lambda most: most != 0),
+    "pg_partman_bgw.role": ("a user of the service, none of the platform's", _is_users),
+    "timezone": (
+        "a time zone that PostgreSQL knows, such as Europe/Zurich or UTC", lambda zone: zone in _timezones(),
+    ),
+    "wal_sender_timeout": ("0 or an integer from 5000 to 10800000", lambda timeout: not 0 < timeout < 5000),
+}  # fmt: skip
 
 
 def _unquoted(value: str) -> str:
