@@ -138,6 +138,12 @@ BEGIN
     ELSIF NOT has_database_privilege(session_user, current_database(), 'CREATE') THEN
         RAISE insufficient_privilege USING
             MESSAGE = format('%s needs the privilege CREATE on the database', lower(tg_tag));
+    ELSIF tg_tag = 'ALTER EXTENSION' AND EXISTS (SELECT FROM pg_extension JOIN pg_available_extensions() a ON a.name = extname
+        WHERE extname = 'pg_partman' AND extversion <> a.default_version) THEN
+        -- The script would check what the owner wrote into its tables as the superuser, by functions whose search_path begins
+        -- with the owner's schema. Which extension is meant, only the text says, and it may be hidden in a function.
+        RAISE insufficient_privilege USING MESSAGE = 'extensions are not updated beside an older version of pg_partman',
+            HINT = 'Keep what is in its tables, drop it and create it again.';
     ELSIF tg_tag = 'CREATE EXTENSION' THEN
         -- Nothing depends on this but the words: PostgreSQL would refuse as well, less clearly. A command that is not the
         -- whole text, in a function or among others, is left to it, as pgextwlist does with a missing control file.
@@ -156,6 +162,7 @@ CREATE FUNCTION pgherd.after_command() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     wrong text;
+    given text;
 BEGIN
     IF session_user = pg_get_userbyid(10) THEN
         RETURN;
@@ -168,6 +175,17 @@ BEGIN
             RAISE insufficient_privilege USING MESSAGE = 'the subscription may not have this owner or connection',
                 HINT = 'Write the connection as host=''...'' port=''...'' dbname=''...'' user=''...'' password=''...''.';
         END IF;
+        RETURN;
+    ELSIF tg_tag = 'CREATE FOREIGN DATA WRAPPER' THEN
+        -- While the extension's script runs, so that these privileges count as the script's: pg_dump leaves them out, and a
+        -- restore as the owner could not grant an option to itself.
+        FOR given IN SELECT format('GRANT USAGE ON FOREIGN DATA WRAPPER %I TO pg_database_owner WITH GRANT OPTION', fdwname)
+            FROM pg_event_trigger_ddl_commands() JOIN pg_foreign_data_wrapper w ON w.oid = objid
+            WHERE classid = 'pg_foreign_data_wrapper'::regclass AND in_extension AND fdwowner = 10
+            AND fdwname IN ('postgres_fdw', 'dblink_fdw')
+        LOOP
+            EXECUTE given;
+        END LOOP;
         RETURN;
     END IF;
     -- CASCADE also creates what an extension requires, unseen by pgextwlist.
@@ -196,13 +214,49 @@ BEGIN
     IF FOUND THEN
         RAISE insufficient_privilege USING MESSAGE = format('permission denied for schema %I', wrong);
     END IF;
+    -- What the superuser's extension gives to nobody whom tenants can be, from this list alone. Never to a role by its name,
+    -- and none with a grant option on functions: scripts of pg_partman compose SQL from the names of those who have one.
+    -- Never TRIGGER, REFERENCES or what the superuser itself would run.
+    FOR given IN
+        WITH usable(extension, object, privileges) AS (VALUES
+            ('pg_partman', 'part_config', 'SELECT, INSERT, UPDATE, DELETE ON TABLE'),
+            ('pg_partman', 'part_config_sub', 'SELECT, INSERT, UPDATE, DELETE ON TABLE'),
+            ('pg_partman', 'custom_time_partitions', 'SELECT, INSERT, UPDATE, DELETE ON TABLE'),
+            ('pg_partman', 'table_privs', 'SELECT ON TABLE'),
+            ('pg_buffercache', 'pg_buffercache', 'SELECT ON TABLE'),
+            ('pg_buffercache', 'pg_buffercache_numa', 'SELECT ON TABLE'),
+            ('pg_buffercache', 'pg_buffercache_pages', 'EXECUTE ON FUNCTION'),
+            ('pg_buffercache', 'pg_buffercache_numa_pages', 'EXECUTE ON FUNCTION'),
+            ('pg_buffercache', 'pg_buffercache_summary', 'EXECUTE ON FUNCTION'),
+            ('pg_buffercache', 'pg_buffercache_usage_counts', 'EXECUTE ON FUNCTION'),
+            ('pgstattuple', 'pg_relpages', 'EXECUTE ON FUNCTION'),
+            ('pgstattuple', 'pgstatginindex', 'EXECUTE ON FUNCTION'),
+            ('pgstattuple', 'pgstathashindex', 'EXECUTE ON FUNCTION'),
+            ('pgstattuple', 'pgstatindex', 'EXECUTE ON FUNCTION'),
+            ('pgstattuple', 'pgstattuple', 'EXECUTE ON FUNCTION'),
+            ('pgstattuple', 'pgstattuple_approx', 'EXECUTE ON FUNCTION')
+        ), objects(class, oid, name, kind, spelled) AS (
+            SELECT 'pg_class'::regclass, oid, relname, 'TABLE', oid::regclass::text FROM pg_class
+                WHERE relowner = 10 AND relkind IN ('r', 'v')
+            UNION ALL SELECT 'pg_proc'::regclass, oid, proname, 'FUNCTION', oid::regprocedure::text FROM pg_proc
+                WHERE proowner = 10 AND prokind = 'f' AND NOT prosecdef
+        )
+        SELECT format('GRANT %s %s TO pg_database_owner', privileges, spelled)
+            FROM pg_event_trigger_ddl_commands() made JOIN pg_extension e ON e.oid = made.objid AND extowner = 10
+            JOIN usable ON extension = extname JOIN objects o ON name = object AND privileges LIKE '%ON ' || kind
+            JOIN pg_depend d ON d.classid = class AND d.objid = o.oid AND d.deptype = 'e'
+                AND d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+            WHERE made.classid = 'pg_extension'::regclass
+    LOOP
+        EXECUTE given;
+    END LOOP;
 END $$;
 
 CREATE EVENT TRIGGER pgherd_before_command ON ddl_command_start
     WHEN TAG IN ('CREATE EXTENSION', 'ALTER EXTENSION', 'DROP EXTENSION', 'CREATE SUBSCRIPTION')
     EXECUTE FUNCTION pgherd.before_command();
 CREATE EVENT TRIGGER pgherd_after_command ON ddl_command_end
-    WHEN TAG IN ('CREATE EXTENSION', 'ALTER SUBSCRIPTION')
+    WHEN TAG IN ('CREATE EXTENSION', 'CREATE FOREIGN DATA WRAPPER', 'ALTER SUBSCRIPTION')
     EXECUTE FUNCTION pgherd.after_command();
 ALTER EVENT TRIGGER pgherd_before_command ENABLE ALWAYS;
 ALTER EVENT TRIGGER pgherd_after_command ENABLE ALWAYS;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -205,8 +206,9 @@ def test_row_30_decoding_of_another_database(fort: Fort) -> None:
 
 @pytest.fixture
 def connecting(fort: Fort) -> Iterator[Fort]:
-    """With dblink and postgres_fdw, which everybody may use."""
-    results = fort.tries("avnadmin", "CREATE EXTENSION dblink", "CREATE EXTENSION postgres_fdw")
+    """With dblink and postgres_fdw, and with servers for everybody whom the admin can let make them."""
+    wrappers = "GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw, dblink_fdw TO plain, repl"
+    results = fort.tries("avnadmin", "CREATE EXTENSION dblink", "CREATE EXTENSION postgres_fdw", wrappers)
     assert all(result is None or result.sqlstate == "42710" for result in results)
     yield fort
     fort.tries("avnadmin", "DROP EXTENSION dblink CASCADE", "DROP EXTENSION postgres_fdw CASCADE")
@@ -226,20 +228,68 @@ def test_row_31_dblink_is_never_the_superuser(connecting: Fort, attacker: str) -
     connecting.refused(attacker, f"SELECT * FROM dblink($c${targets[0]}$c$, 'SELECT 1') AS t(a int)")
 
 
-def test_row_31_postgres_fdw_is_never_the_superuser(connecting: Fort) -> None:
+#: What a server is told beside host and port, and its user mapping beside nothing: files of the host's, other ways in.
+_SERVER_OPTIONS = (
+    "", ", hostaddr '127.0.0.1'", ", passfile '/etc/passwd'", ", sslmode 'disable'", ", sslcert '/etc/passwd'",
+    ", sslkey '/etc/passwd'", ", options '-c role=postgres'", ", gssencmode 'require'", ", require_auth 'none'",
+    ", use_scram_passthrough 'true'", ", service 'x'",
+)  # fmt: skip
+_USER_OPTIONS = (
+    "user 'postgres', password 'x'", "user 'postgres', password ''", "user 'postgres'", "password 'x'",
+    "user 'postgres', password_required 'false'", "user 'postgres', password 'x', sslkey '/etc/passwd'",
+    "user 'avnadmin', password 'x'", "user 'pgherd_pooler', password 'x'", "user 'pgherd_monitor', password 'x'",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapper", ["postgres_fdw", "dblink_fdw"])
+def test_row_31_a_foreign_server_is_never_the_superuser(connecting: Fort, attacker: str, wrapper: str) -> None:
     run, port = connecting.host.directory(connecting.spec) / "run", connecting.spec.port
-    connecting.superuser("GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO avnadmin, plain", "defaultdb")
-    for user in ("avnadmin", "plain"):
-        for host in (str(run), "127.0.0.1"):
-            results = connecting.tries(
-                user,
-                f"CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{host}', port '{port}')",
-                f"CREATE USER MAPPING FOR {user} SERVER s OPTIONS (user 'postgres', password 'x')",
-                f"CREATE FOREIGN TABLE {user}_f (a int) SERVER s OPTIONS (table_name 'pg_authid')",
-                f"SELECT * FROM {user}_f",
-                f"ALTER USER MAPPING FOR {user} SERVER s OPTIONS (ADD password_required 'false')",
-                f"ALTER USER MAPPING FOR {user} SERVER s OPTIONS (ADD sslkey '/etc/passwd')",
-                "DROP SERVER s CASCADE",
-            )
-            assert [r.sqlstate for r in results[3:6] if isinstance(r, psycopg.Error)] and len(results) == 7
-            assert all(isinstance(r, psycopg.Error) for r in results[3:6])
+    servers = [
+        (f"(host '{host}', port '{port}', dbname '{database}'{more})", _USER_OPTIONS[: 2 if more else None])
+        for host in (str(run), "127.0.0.1")
+        for database, more in [("postgres", ""), *(("defaultdb", more) for more in _SERVER_OPTIONS)]
+    ]
+    table = "CREATE FOREIGN TABLE loot (a name) SERVER s OPTIONS (schema_name 'pg_catalog', table_name 'pg_authid')"
+    fetch = "SELECT a FROM loot"
+    if wrapper == "dblink_fdw":
+        table, fetch = "SELECT 1", "SELECT * FROM dblink('s', 'SELECT rolname FROM pg_authid') AS t(a name)"
+    tried = 0
+    with connecting.connect(attacker) as connection:
+        for server, users in servers:
+            if not _goes(connection, f"CREATE SERVER s FOREIGN DATA WRAPPER {wrapper} OPTIONS {server}"):
+                continue  # an option that this wrapper does not know
+            assert _goes(connection, table)
+            for user in users:
+                if _goes(connection, f"CREATE USER MAPPING FOR CURRENT_USER SERVER s OPTIONS ({user})"):
+                    assert not _goes(connection, fetch), (server, user)
+                    tried += 1
+                    for change in ("ADD password_required 'false'", "ADD sslkey '/etc/passwd'"):
+                        assert not _goes(connection, f"ALTER USER MAPPING FOR CURRENT_USER SERVER s OPTIONS ({change})")
+                    assert _goes(connection, "DROP USER MAPPING FOR CURRENT_USER SERVER s")
+            assert _goes(connection, "DROP SERVER s CASCADE")
+    assert tried >= 40
+
+
+def _goes(connection: psycopg.Connection[Any], statement: str) -> bool:
+    try:
+        connection.execute(statement.encode())
+    except psycopg.Error:
+        return False
+    return True
+
+
+def test_row_31_what_the_wrappers_are_stays_the_superusers(connecting: Fort, attacker: str) -> None:
+    for wrapper in ("postgres_fdw", "dblink_fdw"):
+        connecting.refused(
+            attacker,
+            f"ALTER FOREIGN DATA WRAPPER {wrapper} NO VALIDATOR",
+            f"ALTER FOREIGN DATA WRAPPER {wrapper} OPTIONS (ADD password_required 'false')",
+            f"ALTER FOREIGN DATA WRAPPER {wrapper} OWNER TO {attacker}",
+            f"DROP FOREIGN DATA WRAPPER {wrapper} CASCADE",
+            f"CREATE FOREIGN DATA WRAPPER mine HANDLER {wrapper.replace('dblink_fdw', 'postgres_fdw')}_handler",
+        )
+    assert connecting.superuser("SELECT count(*) FROM pg_foreign_server", "defaultdb") == "0"
+    if attacker != "avnadmin":
+        granted = connecting.tries(attacker, "GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO PUBLIC")
+        public = "SELECT count(*) FROM pg_foreign_data_wrapper, aclexplode(fdwacl) WHERE grantee = 0"
+        assert connecting.superuser(public, "defaultdb") == "0", granted

@@ -201,8 +201,8 @@ def test_what_timescaledb_refuses_when_it_is_loaded_is_not_in_force(host: Runnin
     assert "timescaledb.max_background_workers: PostgreSQL refuses the value; it takes 0 to 1000" in status.reason
 
 
-def test_pg_partman_works_as_the_admin(host: RunningHost, plain: NodeSpec) -> None:
-    """By default it would work as the superuser."""
+def test_the_worker_of_pg_partman_is_the_admin(host: RunningHost, plain: NodeSpec) -> None:
+    """By default it would be the superuser. What it does: test_agent_extensions.py."""
     spec = host.running(version=plain.version, settings={"pg_partman_bgw.interval": 3601})
     names = "{shared_preload_libraries,pg_partman_bgw.role,pg_partman_bgw.dbname,pg_partman_bgw.interval}"
     query = f"SELECT current_setting(name) FROM unnest('{names}'::text[]) name"

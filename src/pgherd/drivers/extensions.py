@@ -150,6 +150,17 @@ Whoever has the privilege `CREATE` on a database may `CREATE` and `ALTER ... UPD
 owner may `DROP` them, without being a superuser. The extension belongs to the superuser, as do its functions;
 `ALTER EXTENSION ... ADD` and `DROP` are refused.
 
+What an extension keeps for superusers and monitoring roles is the database's owner's as well, as far as it is of use:
+
+- `postgres_fdw`, `dblink`: servers. Others make them after `GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO ...`
+  (`dblink_fdw`), or use the owner's after `GRANT USAGE ON FOREIGN SERVER ...`.
+- `pg_partman`: its tables. Beside an older version of it `ALTER EXTENSION ... UPDATE` is refused in that database: keep
+  what is in `part_config` and `part_config_sub`, drop it and create it again.
+- `pgstattuple`, `pg_buffercache`: their functions and views. For others, make a `SECURITY DEFINER` function.
+
+`postgis_topology` can be created but makes no topologies, and the tables of `postgis_tiger_geocoder` stay closed: both
+need a superuser.
+
 A listed extension can be created when the host has its package; `pgherd extensions` shows which hosts have it, in SQL
 `SHOW extwlist.extensions` and `pg_available_extensions` do. `make up` installs PostgreSQL's own; the others are for the
 operator to install (`N` is PostgreSQL's major); after `pgherd restart` the agent offers them to the host's services

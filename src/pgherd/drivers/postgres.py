@@ -24,7 +24,7 @@ from pgherd.spec import Role
 from pgherd.unprivileged import Account
 
 #: Version of what `bake` puts into a new cluster; part of the key of the warm pool.
-BAKE = 3
+BAKE = 4
 #: Locales of a new cluster, the first that the host has; the hosted service has the first one. C.UTF-8 sorts by
 #: code point but knows letters; both need no package.
 LOCALES = ("en_US.UTF-8", "C.UTF-8", "C")
