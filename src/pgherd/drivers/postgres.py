@@ -25,6 +25,8 @@ from pgherd.unprivileged import Account
 
 #: Version of what `bake` puts into a new cluster; part of the key of the warm pool.
 BAKE = 4
+#: The first major that can have the extension `pgherd`: functions with bodies in standard SQL, pg_database_owner.
+OLDEST_GUARDED = 14
 #: Locales of a new cluster, the first that the host has; the hosted service has the first one. C.UTF-8 sorts by
 #: code point but knows letters; both need no package.
 LOCALES = ("en_US.UTF-8", "C.UTF-8", "C")
@@ -101,7 +103,7 @@ class Program:
         """Version of the extension `pgherd` that new clusters get; empty when it is not installed or cannot be."""
         control = self.control_files / "pgherd.control"
         found = re.search(r"default_version = '(\w+)'", control.read_text()) if control.exists() else None
-        return found[1] if found and int(self.major) >= 14 else ""
+        return found[1] if found and int(self.major) >= OLDEST_GUARDED else ""
 
     def _found(self, *names: str) -> list[str]:
         return [name for name in names if (self.library_files / f"{name}.so").exists()]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgherd.drivers import exporter, pgbackrest, pgbouncer
+from pgherd.drivers import exporter, pgbackrest, pgbouncer, postgres
 from pgherd.errors import PgherdError
 from pgherd.home import Home
 from pgherd.instance.accounts import accounts, ids
@@ -105,6 +105,28 @@ def _patched(major: str, directory: Path, seen: str) -> Finding:
     if version and version[0] != newest:
         todo += "; then `pgherd restart`. Services take it at their next restart."
     return Finding("warning", what, f"{seen}: lacks the security fixes of {fixes}", todo)
+
+
+def guards(settings: Settings) -> Iterator[Finding]:
+    """Whether new services of every major get the extension `pgherd`, whose event triggers hold tenants to the list."""
+    try:
+        found = postgres_directories(settings)
+    except PgherdError:
+        return  # `programs` says so
+    known = postgres.programs(",".join(f"{major}={place}" for major, place in found.items())) if found else {}
+    for major, program in sorted(known.items()):
+        if program.own_extension:
+            yield Finding("ok", f"guards {major}", f"extension pgherd {program.own_extension}")
+            continue
+        seen = "no extension pgherd: tenants create every trusted extension, in any schema,"
+        seen += " and have no publication of all tables and no subscription"
+        if int(major) < postgres.OLDEST_GUARDED:
+            todo = f"PostgreSQL {major} cannot have it; take {postgres.OLDEST_GUARDED} or newer."
+        elif settings.postgres_bindirs:
+            todo = f"Copy the checkout's install/postgresql/pgherd* to {program.control_files}; then `pgherd restart`."
+        else:
+            todo = f"{_INSTALL} Then `pgherd restart`."
+        yield Finding("warning", f"guards {major}", seen, f"{todo} Services that are there do not get it.")
 
 
 def pooler(settings: Settings) -> Iterator[Finding]:

@@ -46,6 +46,7 @@ def _of(settings: Settings, home: Home, environ: Mapping[str, str]) -> Iterator[
     supervisor = supervisor_of(home, who)
     yield from checks_machine.privileges()
     yield from checks_machine.programs(settings)
+    yield from checks_machine.guards(settings)
     yield from checks_machine.pooler(settings)
     yield from checks_machine.monitoring(settings)
     yield from checks_machine.archiver(settings)
