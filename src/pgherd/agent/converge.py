@@ -464,8 +464,9 @@ def door(host: Host, spec: NodeSpec) -> Door:
     directory = host.home.nodes / spec.node_id
     account = host.slots.account(directory) if directory.exists() else None
     networks, owners = (tuple(hba.allowed_networks(spec.ip_filter, loopback)) for loopback in (spec.loopback, False))
-    uid, store = account.uid if account else None, pgbackrest.store_port(spec.repository) if spec.repository else 0
-    return Door(spec.port, networks, spec.service_id, uid, owners, store)
+    uid, used = account.uid if account else None, (spec.repository, spec.origin.repository if spec.origin else None)
+    stores = {pgbackrest.store_port(repository) for repository in used if repository is not None} - {0}
+    return Door(spec.port, networks, spec.service_id, uid, owners, tuple(sorted(stores)))
 
 
 def service_name(node_id: str) -> str:

@@ -51,7 +51,8 @@ class Door:
 
     `service` is the service's id: processes of a service's nodes may call each other's ports. `neighbours`: the
     networks from which other services of this machine may call it; the owner's word, not what `networks` adds to it.
-    `store`: the port of the server that has its backups, should that be on this machine; 0: none.
+    `stores`: the ports of the servers that have its backups and those that it is made from, should they be on this
+    machine.
     """
 
     port: int
@@ -59,7 +60,7 @@ class Door:
     service: str
     uid: int | None
     neighbours: tuple[str, ...] = ()
-    store: int = 0
+    stores: tuple[int, ...] = ()
 
 
 class Firewall:
@@ -232,7 +233,7 @@ def render(table: str, doors: Iterable[Door], reserved: Iterable[tuple[int, int]
         f"{door.uid} . {port + offset}"
         for door in apart if door.uid is not None for port in family[door.service] for offset in range(BLOCK)
     ]  # fmt: skip
-    stores = [f"{door.uid} . {int(door.store)}" for door in apart if door.uid is not None and door.store]
+    stores = [f"{door.uid} . {int(port)}" for door in apart if door.uid is not None for port in door.stores]
     uids = [str(door.uid) for door in apart if door.uid is not None]
     kept = [f"{int(first)}-{int(last)}" for first, last in reserved]
     v4, v6 = _CLOUD
