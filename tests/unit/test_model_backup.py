@@ -93,12 +93,20 @@ def test_the_window() -> None:
 
 def test_the_configuration_of_a_directory() -> None:
     repository = Repository("s", "directory", "sealed", 3)
-    text = pgbackrest.render(NEW, repository, Secrets("c"), PLACE, cores=2, queue=queue_of(8))
+    text = pgbackrest.render(NEW, repository, Secrets("c"), PLACE, processes=2, queue=queue_of(8))
     assert "repo1-path=/b/s/repo\n" in text and "repo1-cipher-pass=c\n" in text and "repo1-block=y\n" in text
     assert f"archive-push-queue-max={2 << 30}\n" in text and "sealed" not in text
-    assert "repo1-block" not in pgbackrest.render(OLD, repository, Secrets("c"), PLACE, cores=2)
+    assert "repo1-block" not in pgbackrest.render(OLD, repository, Secrets("c"), PLACE, processes=2)
     with pytest.raises(HostFault):
-        pgbackrest.render(NEW, repository, Secrets("c\nrepo1-path=/etc"), PLACE, cores=2)
+        pgbackrest.render(NEW, repository, Secrets("c\nrepo1-path=/etc"), PLACE, processes=2)
+
+
+def test_what_runs_beside_the_service_is_modest_and_a_restore_is_not() -> None:
+    assert [pgbackrest.beside(cores) for cores in (0, 2, 64)] == [1, 2, 4]
+    assert "--process-max=64" in pgbackrest.restore(NEW, PLACE.config, processes=64)
+    assert not any("process-max" in word for word in pgbackrest.restore(NEW, PLACE.config))
+    repository = Repository("s", "directory", "sealed", 3)
+    assert "process-max=64\n" in pgbackrest.render(NEW, repository, Secrets("c"), PLACE, processes=64)
 
 
 def queue_of(gib: int) -> int:
@@ -110,7 +118,7 @@ def queue_of(gib: int) -> int:
 def test_the_configuration_of_s3() -> None:
     s3 = S3("s3.example.com:9000", "bucket", "r", "k", "s", prefix="/zone/", ca="PEM")
     repository = Repository("service", "s3", "sealed", 3, s3)
-    text = pgbackrest.render(NEW, repository, Secrets("c", "key", "secret"), PLACE, cores=2)
+    text = pgbackrest.render(NEW, repository, Secrets("c", "key", "secret"), PLACE, processes=2)
     for line in ("repo1-s3-endpoint=s3.example.com", "repo1-storage-port=9000", "repo1-path=/zone/service"):
         assert f"{line}\n" in text
     assert "repo1-storage-ca-file=/n/config/repository-ca.crt\n" in text

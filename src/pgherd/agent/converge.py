@@ -222,9 +222,8 @@ class Convergence:
             self.host.supervisor.remove(pooling.service_name(self.spec.node_id), gently=False)
             self.host.supervisor.remove(self.service, gently=False)
 
-        cores = min(os.cpu_count() or 1, self.spec.cpus or os.cpu_count() or 1)
         supply = Supply(
-            self.host.repositories, self.host.makings, self.spec, self._origin, self.cluster, cores,
+            self.host.repositories, self.host.makings, self.spec, self._origin, self.cluster, limits.cores(),
             self._source, stop, kill, self.overtaken,
         )  # fmt: skip
         supply.ensure()
@@ -272,7 +271,7 @@ class Convergence:
         if repository is None or self.host.repositories.program is None:
             return ""
         return self.host.repositories.configure(
-            repository, cluster, queue=backups.queue(self.spec), cores=os.cpu_count() or 1
+            repository, cluster, queue=backups.queue(self.spec), processes=pgbackrest.beside(limits.cores())
         )
 
     def _remove_repository(self) -> None:

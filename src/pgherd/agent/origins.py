@@ -255,7 +255,7 @@ class Maker:
             self.aside, self.cluster.run, self.cluster.port, self.data / "spool", self._config,
             self.repositories.directory(self.repository.service_id) / "repo",
         )  # fmt: skip
-        self.repositories.install(self.repository, place, self.cluster.account, cores=self.cores)
+        self.repositories.install(self.repository, place, self.cluster.account, processes=self.cores)
         return self.repository
 
     def _info(self) -> Info:

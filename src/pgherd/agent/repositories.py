@@ -90,24 +90,24 @@ class Repositories:
 
     # --- its configuration ---------------------------------------------------------------------------------
 
-    def configure(self, repository: Repository, cluster: Cluster, *, queue: int, cores: int) -> str:
+    def configure(self, repository: Repository, cluster: Cluster, *, queue: int, processes: int) -> str:
         """Lay the directory and the configuration; the `archive_command` that goes with it. Makes no repository yet."""
         place = self.place(repository, cluster)
         self._ensure_directory(repository, cluster.account)
-        self.install(repository, place, cluster.account, queue=queue, cores=cores)
+        self.install(repository, place, cluster.account, queue=queue, processes=processes)
         config_files.install(
             place.config, pgbackrest.PUSH, pgbackrest.render_push(self.installed(), place), cluster.account
         )
         return pgbackrest.archive_command(place.config)
 
     def install(
-        self, repository: Repository, place: Place, account: Account | None, *, queue: int = 0, cores: int = 1
+        self, repository: Repository, place: Place, account: Account | None, *, queue: int = 0, processes: int = 1
     ) -> None:
         """Write the configuration file for a place, secrets opened; for `account` alone to read."""
         s3 = repository.s3
         sealed = [repository.cipher, *([s3.key, s3.secret] if s3 else [])]
         secrets = Secrets(*(sealing.unseal(self.private_key, text) for text in sealed))
-        text = pgbackrest.render(self.installed(), repository, secrets, place, cores=cores, queue=queue)
+        text = pgbackrest.render(self.installed(), repository, secrets, place, processes=processes, queue=queue)
         if s3 and s3.ca:
             config_files.install(place.config, pgbackrest.CA, s3.ca, account)
         config_files.install(place.config, pgbackrest.CONFIG, text, account)

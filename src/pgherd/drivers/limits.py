@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -55,6 +56,31 @@ def bounds(spec: NodeSpec, host_memory: int) -> Bounds:
         headroom = max(_LEAST_HEADROOM, spec.memory_bytes // _HEADROOM)
         memory = min(spec.memory_bytes + headroom, host_memory * _MOST_OF_HOST // 100)
     return Bounds(memory, 2 * spec.max_connections + _PROCESSES, spec.cpus)
+
+
+def cores(process: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/proc/self/mounts")) -> int:
+    """How many CPUs this process may use at once: what its affinity and the quotas of its control groups leave."""
+    most = float(len(os.sched_getaffinity(0)))
+    for line in process.read_text().splitlines():
+        _, controllers, own = line.split(":", 2)
+        for mounted in mounts.read_text().splitlines():
+            _, place, kind, options, *_ = mounted.split()
+            both = {*controllers.split(",")} & {*options.split(",")}
+            if (kind == "cgroup2" and not controllers) or (kind == "cgroup" and "cpu" in both):
+                below = Path(own.lstrip("/"))
+                most = min([most, *(_quota(Path(place) / group) for group in (below, *below.parents))])
+    return max(1, int(most))
+
+
+def _quota(group: Path) -> float:
+    """The CPUs that the group's processes may use together; infinite: as many as there are."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (group / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        granted = int((group / "cpu.cfs_quota_us").read_text())
+        return granted / int((group / "cpu.cfs_period_us").read_text()) if granted > 0 else math.inf
+    return math.inf
 
 
 class Limits:

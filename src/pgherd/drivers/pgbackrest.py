@@ -28,7 +28,8 @@ LOCKED = 50
 CONFIG, PUSH, CA = "pgbackrest.conf", "pgbackrest-push", "repository-ca.crt"
 _PLACES = ("/usr/local/lib/pgherd/pgbackrest/bin/pgbackrest", "/usr/bin/pgbackrest")
 _BLOCKS = (2, 46)  # the first version that stores only the changed blocks of large files
-_MOST_PROCESSES = 4
+_BESIDE = 4  # processes of what works beside the service
+_MOST = 999  # processes that it takes
 _IO_TIMEOUT = 20  # seconds that a store may take for an answer, and that a request is tried again
 
 
@@ -84,15 +85,18 @@ def program(setting: str) -> Program | None:
     return None
 
 
-def processes(cores: int) -> int:
-    """How many processes of it work at once on a host."""
-    return max(1, min(_MOST_PROCESSES, cores))
+def beside(cores: int) -> int:
+    """With how many processes to archive and to back up: that goes on beside the service, which comes first."""
+    return max(1, min(_BESIDE, cores))
 
 
 def render(
-    program: Program, repository: Repository, secrets: Secrets, place: Place, *, cores: int, queue: int = 0
+    program: Program, repository: Repository, secrets: Secrets, place: Place, *, processes: int, queue: int = 0
 ) -> str:
-    """The configuration file. `queue`: bytes of segments that may wait before they are given up; 0: no limit."""
+    """The configuration file.
+
+    `processes`: how many work at once; `queue`: bytes of segments that may wait before they are given up, 0: no limit.
+    """
     options: dict[str, str | int] = {
         "repo1-cipher-type": "aes-256-cbc",
         "repo1-cipher-pass": secrets.cipher,
@@ -100,7 +104,7 @@ def render(
         "repo1-retention-full": 9999999,  # what to expire is decided by us, see `expire`
         "compress-type": "zst",
         "compress-level": 1,
-        "process-max": processes(cores),
+        "process-max": max(1, min(_MOST, processes)),
         "archive-async": "y",
         "archive-timeout": 120,
         "io-timeout": _IO_TIMEOUT,
@@ -247,17 +251,19 @@ def restore(
     pgdata: Path | None = None,
     delta: bool = False,
     archive: bool = False,
+    processes: int = 0,
 ) -> list[str]:
     """Restore into the configuration's PGDATA or into `pgdata`.
 
     `backup`: its label, else the newest that the target allows. `target`: options such as `--type=time`,
     `--target=...`; none: to the end of the archive. `delta`: keep what is there already and right. Without `archive`
-    the restored cluster comes up with archiving off.
+    the restored cluster comes up with archiving off. `processes`: how many work at once; 0: as the configuration says.
     """
     options = [f"--set={backup}"] if backup else []
     options += [f"--pg1-path={pgdata}"] if pgdata else []
     options += ["--delta"] if delta else []
     options += [] if archive else ["--archive-mode=off"]
+    options += [f"--process-max={min(_MOST, processes)}"] if processes else []
     return command(program, config, "restore", "--log-level-console=detail", *options, *target)
 
 

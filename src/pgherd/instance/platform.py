@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pgherd import failpoints
-from pgherd.drivers import pgbackrest
+from pgherd.drivers import limits, pgbackrest
 from pgherd.errors import HostFault, Incorrect
 from pgherd.instance import effective, lifecycle
 from pgherd.instance.accounts import accounts, ids, run_as
@@ -160,7 +160,11 @@ def _recover(repository: PlatformRepository, target: list[str]) -> None:
     program = repository.installed()
     # The recovered cluster archives into the same repository again, on a timeline of its own.
     try:
-        repository.run(pgbackrest.restore(program, repository.config, pgdata=aside, target=target, archive=True))
+        repository.run(
+            pgbackrest.restore(
+                program, repository.config, pgdata=aside, target=target, archive=True, processes=limits.cores()
+            )
+        )
     except HostFault as error:
         if target and "unable to find backup set" in str(error):
             raise Incorrect("to: no backup had ended by this time; see `pgherd platform status`.") from None

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from pgherd.drivers import pgbackrest
+from pgherd.drivers import limits, pgbackrest
 from pgherd.drivers.pgbackrest import Info, Place, Program, Secrets
 from pgherd.errors import HostFault, Unsupported
 from pgherd.home import Home
@@ -90,7 +90,8 @@ class PlatformRepository:
             write_file(self.config / pgbackrest.CA, s3.ca, 0o640, self._owner)
         repository = Repository(NAME, "s3" if s3 else "directory", "", 1, s3)
         secrets = Secrets(self._passphrase(), self.settings.backup_s3_key, self.settings.backup_s3_secret)
-        text = pgbackrest.render(self.program, repository, secrets, self.place, cores=os.cpu_count() or 1, queue=_QUEUE)
+        processes = pgbackrest.beside(limits.cores())
+        text = pgbackrest.render(self.program, repository, secrets, self.place, processes=processes, queue=_QUEUE)
         write_file(self.config / pgbackrest.CONFIG, text, 0o640, self._owner)
 
     def ensure_made(self) -> None:

@@ -145,7 +145,7 @@ def receive(channel: socket.socket, root: str) -> None:
     ended: list[str] = []
     room = threading.BoundedSemaphore(MOST_OPEN)
     making: list[concurrent.futures.Future[None]] = []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         while len(ended) < 2:
             message, passed, flags, _ = channel.recvmsg(MOST_NAME, socket.CMSG_SPACE(4))
             name = message.decode()
