@@ -36,9 +36,10 @@ bench: .venv/.ready-dev ## measure, write docs/benchmarks.md
 	@sh install/debian.sh tests
 	$(BIN)/python -m tests.bench
 
-chaos: .venv/.ready-dev ## the long tests: kill everything, everywhere; fill a host
+chaos: .venv/.ready-dev ## the long tests: kill everything, everywhere; fill a host; repositories in S3
 	@sh install/debian.sh tests
 	$(BIN)/pytest -s tests/chaos
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 --repository s3 -m repository
 
 # The Debian package that brings `venv` may be missing as well.
 .venv/bin/uv:

@@ -7,6 +7,8 @@ import pytest
 
 from tests.plugins.instance import running_instance, until
 
+pytestmark = pytest.mark.repository
+
 RESTORE = ("restored", "recovered", "stopped", "noted", "put aside", "swapped")
 
 

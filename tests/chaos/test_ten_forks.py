@@ -9,6 +9,8 @@ import pytest
 from tests.e2e.test_forks import back_up, fork, rows, write
 from tests.plugins.instance import running_instance
 
+pytestmark = pytest.mark.repository
+
 
 @pytest.mark.timeout(1800)
 def test_ten_random_times() -> None:

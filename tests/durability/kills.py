@@ -271,9 +271,14 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
 }
 
 
-def rounds(kinds: Iterable[str]) -> list[tuple[str, str]]:
+def rounds(kinds: Iterable[str]) -> list[Any]:
     """Each of these operations with each process that is to be killed during it."""
-    return [(kind, process) for kind in kinds for process in getattr(OPERATIONS[kind], "processes", PROCESSES)]
+
+    def marks(kind: str) -> tuple[pytest.MarkDecorator, ...]:
+        return (pytest.mark.repository,) if isinstance(OPERATIONS[kind](), Backup) else ()
+
+    found = [(kind, process) for kind in kinds for process in getattr(OPERATIONS[kind], "processes", PROCESSES)]
+    return [pytest.param(kind, process, marks=marks(kind)) for kind, process in found]
 
 
 def clear(instance: Instance) -> None:

@@ -8,6 +8,8 @@ from tests.contract.processes import metadata
 from tests.durability.kills import arm, disarm, trace
 from tests.plugins.instance import Instance, until
 
+pytestmark = pytest.mark.repository
+
 PLACES = ("agent job verify start end kill", "agent job verify finish begin kill", "worker verify before record kill")
 
 

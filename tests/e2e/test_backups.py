@@ -13,6 +13,8 @@ import pytest
 from tests.plugins.instance import Instance, running_instance, until
 from tests.plugins.objects import Bucket
 
+pytestmark = pytest.mark.repository
+
 
 @pytest.fixture(scope="module", autouse=True)
 def untouched(instance: Instance) -> str:
@@ -116,13 +118,7 @@ def events(instance: Instance, name: str) -> list[str]:
 
 def test_backups_in_s3(bucket: Bucket) -> None:
     """From the settings to the bucket and back; what goes wrong there is told, and over again."""
-    ca = bucket.base / "server.crt"
-    bucket.base.chmod(0o755)
-    ca.chmod(0o644)
-    settings = {"endpoint": bucket.endpoint, "bucket": bucket.bucket, "key": bucket.key, "secret": bucket.secret}
-    settings |= {"ca_file": str(ca), "prefix": "zone"}
-    given = {f"backup_s3_{name}": value for name, value in settings.items()}
-    with running_instance(**given, archive_timeout_seconds="5") as instance:
+    with running_instance(**bucket.settings("zone"), archive_timeout_seconds="5") as instance:
         name = instance.create()
         assert "full" in instance.run("backup", "create", name).stdout
         assert listed(instance, name)["repository"] == "s3"

@@ -17,6 +17,8 @@ from exoscale.api.exceptions import ExoscaleAPIClientException
 from tests.contract.processes import metadata, stopped
 from tests.plugins.instance import Instance, running_instance, until
 
+pytestmark = pytest.mark.repository
+
 
 @pytest.fixture(scope="module")
 def mine() -> Iterator[Instance]:
@@ -101,7 +103,7 @@ def test_a_fork_takes_what_is_the_sources_but_not_its_identity(mine: Instance, s
     port = str(int(made["uri-params"]["port"]) + 1)
     assert mine.sql("as-now", "select current_database()", port=port, dbname="pool") == [("other",)]
     repository = until(lambda: window(mine, "as-now").get("repository"), 30, "it has a repository of its own")
-    assert repository == "directory" and len(list((mine.home / "backups").glob("*-*"))) == 2
+    assert repository == ("s3" if mine.bucket else "directory") and len(list((mine.home / "backups").glob("*-*"))) == 2
     assert origin | {"updated-at": ""} == before | {"updated-at": ""} or origin["state"] == "running"
     mine.delete("as-now")
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bcrypt
 import msgspec
@@ -35,7 +35,10 @@ from pgherd.drivers.postgres import Cluster
 from pgherd.settings import Settings
 from pgherd.spec import Admin, HostFacts, Memory, NodeSpec, NodeStatus, Tls, UnknownNode
 from pgherd.telemetry import LogQuestion, LogUnit, Sample
-from tests.plugins.instance import delete_beside
+from tests.plugins.instance import Instance, delete_beside
+
+if TYPE_CHECKING:
+    from tests.plugins.objects import Bucket
 
 PASSWORD = "opens-sesame"
 #: What nodes run when a test names nothing else; with another one the same tests show that it is as good.
@@ -100,7 +103,9 @@ class MemoryLink:
 
 
 class RunningHost:
-    """An agent in a thread, in a home of its own."""
+    """An agent in a thread, in a home of its own. `bucket`: where its repositories lie, see `plugins.objects`."""
+
+    bucket: Bucket | None = None
 
     def __init__(self, home: Path, warm_pool: int = 0, **settings: Any) -> None:
         self.home = home
@@ -202,7 +207,7 @@ class RunningHost:
 
 def until(reached: Callable[[], Any], seconds: float = 30, complaint: Callable[[], str] = lambda: "") -> Any:
     """Wait for a truthy answer."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * Instance.patience
     while not (answer := reached()):
         assert time.monotonic() < deadline, f"not reached within {seconds} s; {complaint()}"
         time.sleep(0.01)

@@ -16,13 +16,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 import requests
 from exoscale.api.v2 import Client
 from exoscale_auth import ExoscaleV2Auth
+
+if TYPE_CHECKING:
+    from tests.plugins.objects import Bucket, Stored
 
 CHECKOUT = Path(__file__).parents[2]
 ROOTED = os.geteuid() == 0
@@ -73,7 +76,7 @@ def pytest_sessionfinish() -> None:
 
 def until(what: Callable[[], Any], seconds: float, reason: str, longest_pause: float = 0.1) -> Any:
     """The first true answer of `what`; fails with `reason` and the last answer when the time is over."""
-    end, pause = time.monotonic() + seconds, 0.02
+    end, pause = time.monotonic() + seconds * Instance.patience, 0.02
     while True:
         answer = what()
         if answer:
@@ -119,7 +122,13 @@ class SignedAnew(ExoscaleV2Auth):  # type: ignore[misc]
 
 
 class Instance:
-    """One running instance and the ways to talk to it."""
+    """One running instance and the ways to talk to it.
+
+    `bucket`: where its repositories lie, see `plugins.objects`; `patience`: how much longer everything may take there.
+    """
+
+    bucket: Bucket | None = None
+    patience = 1
 
     def __init__(self, failpoints: bool = False, **settings: str) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="pgherd-test-"))
@@ -136,6 +145,9 @@ class Instance:
             "PGHERD_PORT_REST_SECONDS": "1",
             "PGHERD_WARM_POOL": "1",
         }
+        if self.bucket is not None and "backup_s3_bucket" not in settings:
+            settings = self.bucket.settings(self.home.name) | settings
+        self.prefix = settings.get("backup_s3_prefix", "")
         self.env |= {f"PGHERD_{name.upper()}": value for name, value in settings.items()}
         if failpoints:
             self.failpoints.mkdir()
@@ -155,7 +167,7 @@ class Instance:
             env=self.env,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=180 * self.patience,
             check=False,
             **options,
         )
@@ -269,6 +281,15 @@ class Instance:
         kept = [json.loads(record.read_text())["spec"] for record in (self.home / "agent/specs").glob("*.json")]
         (found,) = [spec for spec in kept if spec["port"] == port]
         return dict(found)
+
+    def stored(self, name: str) -> Stored:
+        """The files of the repository of a service, or of the metadata: `platform`."""
+        from tests.contract.processes import metadata
+        from tests.plugins.objects import Stored
+
+        mine = f"select id from service where name = '{name}' and deleted_at is null"
+        ident = name if name == "platform" else metadata(self, mine)
+        return Stored(self.home / "backups" / ident / "repo", self.bucket, f"{self.prefix}/{ident}")
 
     def node_directories(self) -> list[str]:
         """What the agent keeps for nodes."""

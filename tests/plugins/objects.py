@@ -1,4 +1,8 @@
-"""An S3-compatible server: OpenStack Swift with its S3 API on loopback, behind a front that speaks TLS and can fail."""
+"""An S3-compatible server: OpenStack Swift with its S3 API on loopback, behind a front that speaks TLS and can fail.
+
+With `--repository s3` every repository that a test makes lies there, of hosts and of whole instances; tests of what
+is done with repositories have the mark `repository`, so that `-m repository` runs them so once more.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import hashlib
 import hmac
 import http.client
 import http.server
+import os
+import re
 import shutil
 import socket
 import ssl
@@ -15,14 +21,21 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.plugins.host import RunningHost
+from tests.plugins.instance import Instance
+
 _BIN = Path(sys.executable).parent
+#: A restore is a request for each file, and Swift takes 10 ms of a processor for one.
+PATIENCE = 4
 _SERVERS = ("account", "container", "object")
 _KEEP = """user = {user}
 swift_dir = {base}
@@ -52,12 +65,14 @@ _PROXY = """[DEFAULT]
 bind_ip = 127.0.0.1
 bind_port = {port}
 {keep}[pipeline:main]
-pipeline = catch_errors s3api tempauth bulk slo proxy-server
+pipeline = catch_errors cached s3api tempauth bulk slo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
 [filter:catch_errors]
 use = egg:swift#catch_errors
+[filter:cached]
+paste.filter_factory = tests.plugins.objects_cache:cached
 [filter:s3api]
 use = egg:swift#s3api
 location = us-east-1
@@ -77,7 +92,7 @@ class Bucket:
     key, secret, bucket, region = "test:tester", "opens-the-bucket", "backups", "us-east-1"
 
     def __init__(self, base: Path) -> None:
-        self.base, self._answer = base, ""
+        self.base, self.answer = base, b""
         self._running: list[subprocess.Popen[bytes]] = []
         ports = {name: _free_port() for name in (*_SERVERS, "proxy")}
         policy = "[storage-policy:0]\nname = one\ndefault = yes\n"
@@ -91,10 +106,11 @@ class Bucket:
         for name in _SERVERS:
             (base / f"{name}.conf").write_text(_STORAGE.format(port=ports[name], keep=keep, name=name))
         (base / "proxy.conf").write_text(_PROXY.format(port=ports["proxy"], keep=keep, secret=self.secret))
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         for name in ports:
             with open(base / f"{name}.log", "wb") as log:
                 argv = [_BIN / f"swift-{name}-server", base / f"{name}.conf"]
-                self._running.append(subprocess.Popen(argv, stdout=log, stderr=log))
+                self._running.append(subprocess.Popen(argv, stdout=log, stderr=log, env=env))
         self.ca = _certificate(base)
         self.front = Front(ports["proxy"], base)
         self.endpoint = f"localhost:{self.front.server_port}"
@@ -102,20 +118,28 @@ class Bucket:
     def make(self) -> None:
         """Make the bucket, as soon as the server answers."""
         deadline = time.monotonic() + 120
-        while self._call(self.front.behind, "PUT", f"/{self.bucket}") != 200:
-            assert time.monotonic() < deadline, self._answer + (self.base / "proxy.log").read_text()[-500:]
+        while self.call("PUT", "") != 200:
+            assert time.monotonic() < deadline, (self.answer, (self.base / "proxy.log").read_text()[-500:])
             time.sleep(0.05)
 
     def objects(self) -> int:
         """How many objects' files the server has on disk."""
         return sum(1 for _ in (self.base / "devices/d1/objects").rglob("*.data"))
 
-    def _call(self, port: int, method: str, path: str) -> int:
-        """One signed request to the server itself; 0: it does not answer yet."""
-        when, nothing = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"), hashlib.sha256(b"").hexdigest()
-        head = {"host": f"127.0.0.1:{port}", "x-amz-content-sha256": nothing, "x-amz-date": when}
+    def settings(self, prefix: str) -> dict[str, str]:
+        """The settings of an instance whose repositories lie here, below `prefix`."""
+        named = {"endpoint": self.endpoint, "bucket": self.bucket, "key": self.key, "secret": self.secret}
+        named |= {"ca_file": str(self.base / "server.crt"), "prefix": prefix}
+        return {f"backup_s3_{name}": value for name, value in named.items()}
+
+    def call(self, method: str, name: str, body: bytes = b"", **query: str) -> int:
+        """One signed request to the server itself, whatever the front does; 0: it does not answer yet."""
+        port, path = self.front.behind, urllib.parse.quote(f"/{self.bucket}/{name}".rstrip("/"))
+        when, content = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"), hashlib.sha256(body).hexdigest()
+        head = {"host": f"127.0.0.1:{port}", "x-amz-content-sha256": content, "x-amz-date": when}
         names = ";".join(sorted(head))
-        lines = [method, path, "", *(f"{name}:{head[name]}" for name in sorted(head)), "", names, nothing]
+        asked = urllib.parse.urlencode(sorted(query.items()), quote_via=urllib.parse.quote, safe="")
+        lines = [method, path, asked, *(f"{name}:{head[name]}" for name in sorted(head)), "", names, content]
         scope = f"{when[:8]}/{self.region}/s3/aws4_request"
         said = "\n".join(["AWS4-HMAC-SHA256", when, scope, hashlib.sha256("\n".join(lines).encode()).hexdigest()])
         key = f"AWS4{self.secret}".encode()
@@ -125,9 +149,10 @@ class Bucket:
         named = f"Credential={self.key}/{scope}, SignedHeaders={names}, Signature={signature}"
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
-            connection.request(method, path, headers={**head, "authorization": f"AWS4-HMAC-SHA256 {named}"})
+            headers = {**head, "authorization": f"AWS4-HMAC-SHA256 {named}"}
+            connection.request(method, path + (f"?{asked}" if asked else ""), body, headers)
             answer = connection.getresponse()
-            self._answer = answer.read().decode(errors="replace")
+            self.answer = answer.read()
             return answer.status
         except OSError:
             return 0
@@ -141,6 +166,58 @@ class Bucket:
         for process in self._running:
             process.kill()
             process.wait()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The files of one repository, by their names below it, wherever it lies."""
+
+    directory: Path
+    bucket: Bucket | None = None
+    prefix: str = ""
+
+    def names(self, below: str = "") -> list[str]:
+        """Every file whose name begins so, in order."""
+        if self.bucket is None:
+            found = (str(path.relative_to(self.directory)) for path in self.directory.rglob("*") if path.is_file())
+            return sorted(name for name in found if name.startswith(below))
+        keys: list[str] = []
+        more = True
+        while more:
+            after = {"marker": keys[-1]} if keys else {}
+            assert self.bucket.call("GET", "", prefix=f"{self.prefix}/{below}", **after) == 200, self.bucket.answer
+            keys += re.findall(r"<Key>(.+?)</Key>", self.bucket.answer.decode())
+            more = b"<IsTruncated>true" in self.bucket.answer
+        return sorted(key.removeprefix(f"{self.prefix}/") for key in keys)
+
+    def read(self, name: str) -> bytes:
+        """What is in a file."""
+        if self.bucket is None:
+            return (self.directory / name).read_bytes()
+        assert self.bucket.call("GET", f"{self.prefix}/{name}") == 200, self.bucket.answer
+        return self.bucket.answer
+
+    def write(self, name: str, content: bytes) -> None:
+        """Let a file hold this; one that is made anew belongs to whom the repository does."""
+        if self.bucket is None:
+            (self.directory / name).write_bytes(content)
+            owner = self.directory.stat()
+            os.chown(self.directory / name, owner.st_uid, owner.st_gid)
+        else:
+            assert self.bucket.call("PUT", f"{self.prefix}/{name}", content) == 200, self.bucket.answer
+
+    def remove(self, name: str) -> None:
+        """Let there be no such file."""
+        if self.bucket is None:
+            (self.directory / name).unlink()
+        else:
+            assert self.bucket.call("DELETE", f"{self.prefix}/{name}") == 204, self.bucket.answer
+
+    def flip(self, name: str, offset: int | None = None) -> None:
+        """Change one bit, in the middle of the file if no place is given; a second time puts it back."""
+        content = bytearray(self.read(name))
+        content[len(content) // 2 if offset is None else offset] ^= 1
+        self.write(name, bytes(content))
 
 
 class Front(http.server.ThreadingHTTPServer):
@@ -172,6 +249,7 @@ class Front(http.server.ThreadingHTTPServer):
 
 class _Passage(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer is written in parts; the second would wait for the first to be confirmed
     server: Front
 
     def _pass(self) -> None:
@@ -239,13 +317,29 @@ def _certificate(base: Path) -> str:
     argv += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     argv += ["-keyout", str(base / "server.key"), "-out", str(base / "server.crt")]
     subprocess.run(argv, check=True, capture_output=True)
+    (base / "server.crt").chmod(0o644)
     return (base / "server.crt").read_text()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where repositories lie."""
+    words = "where the tests' repositories lie, unless a test says so itself"
+    parser.addoption("--repository", choices=("directory", "s3"), default="directory", help=words)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What has its repository in the bucket has more time."""
+    for item in items if config.getoption("repository") == "s3" else ():
+        given = item.get_closest_marker("timeout")
+        usual = given.args[0] if given else float(config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(usual * PATIENCE), append=False)
 
 
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[Bucket]:
     """One server for all tests of this process."""
     base = Path(tempfile.mkdtemp(prefix="pgherd-objects-", dir="/var/tmp"))
+    base.chmod(0o755)  # for the certificate
     made = Bucket(base)
     try:
         made.make()
@@ -253,3 +347,11 @@ def bucket() -> Iterator[Bucket]:
     finally:
         made.close()
         shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _repositories(request: pytest.FixtureRequest) -> None:
+    """With `--repository s3` whoever makes a repository has the bucket for it."""
+    if request.config.getoption("repository") == "s3":
+        RunningHost.bucket = Instance.bucket = request.getfixturevalue("bucket")
+        Instance.patience = PATIENCE

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from pgherd.drivers import pgbackrest
 from pgherd.drivers.postgres import NotReady
 from pgherd.spec import S3, Backup, Job, JobStatus, NodeSpec, NodeStatus, Pool, Repository, RepositoryStatus
 from tests.plugins.host import RunningHost, rooted, until
-from tests.plugins.objects import Bucket
+from tests.plugins.objects import Bucket, Stored
 
+pytestmark = pytest.mark.repository
 CIPHER = "opens-the-repository"
 
 
 def repository(host: RunningHost, bucket: Bucket | None = None, **changes: Any) -> Repository:
-    public = sealing.public_key(host.agent.host.private_key)
+    public, bucket = sealing.public_key(host.agent.host.private_key), bucket or host.bucket
     s3 = None
     if bucket is not None:
         key, secret = sealing.seal(public, bucket.key), sealing.seal(public, bucket.secret)
@@ -43,8 +46,17 @@ def with_repository(host: RunningHost, bucket: Bucket | None = None, **changes: 
     return host.running(repository=kept, service_id=kept.service_id, **changes)
 
 
+def stored(host: RunningHost, kept: Repository | None, bucket: Bucket | None = None) -> Stored:
+    """The files of a repository that `repository` made."""
+    assert kept is not None
+    bucket = (bucket or host.bucket) if kept.kind == "s3" else None
+    return Stored(host.home / "backups" / kept.service_id / "repo", bucket, f"tests/{kept.service_id}")
+
+
 @pytest.fixture(params=["directory", "s3"])
 def node(request: pytest.FixtureRequest, host: RunningHost) -> Iterator[NodeSpec]:
+    if request.param == "directory" and host.bucket is not None:
+        pytest.skip("on a directory it is shown without --repository s3")
     made = with_repository(host, request.getfixturevalue("bucket") if request.param == "s3" else None)
     yield made
     remove(host, made)
@@ -315,4 +327,71 @@ def test_two_services_never_share_a_repository(host: RunningHost) -> None:
     assert len(backups) == 1
     host.link.wish(msgspec.structs.replace(other, desired="absent", generation=2, repository=None))
     host.until(other, lambda s: s.state == "absent")
+    remove(host, node)
+
+
+@contextlib.contextmanager
+def foreign_cluster(host: RunningHost, node: NodeSpec) -> Iterator[tuple[Path, Path, Callable[[str], str]]]:
+    """Another cluster of the node's OS user, which archives into the node's repository: its data, the directory of its
+    pgBackRest's configuration, and its psql."""
+    place, account = host.directory(node) / "data" / "foreign", host.account(node)
+    pgdata, programs, kept = place / "pgdata", host.agent.programs[node.version].bin, host.agent.host.repositories
+
+    def as_owner(*argv: object, timeout: float = 60) -> str:
+        answer = unprivileged.run(account, [str(word) for word in argv], timeout=timeout)
+        assert answer.code == 0, answer
+        return answer.out.decode()
+
+    as_owner("mkdir", "-p", place / "spool")
+    as_owner(programs / "initdb", "-D", pgdata, "-U", "postgres", "--no-sync")
+    text = (host.directory(node) / "config" / pgbackrest.CONFIG).read_text()
+    own = {"pg1-path": pgdata, "pg1-socket-path": place, "spool-path": place / "spool", "lock-path": place / "lock"}
+    for name, value in own.items():
+        text = re.sub(f"(?m)^{name}=.*$", f"{name}={value}", text)
+    unprivileged.run(account, ["tee", str(place / pgbackrest.CONFIG)], stdin=text.encode())
+    push = shlex.join(pgbackrest.command(kept.installed(), place, "archive-push"))
+    settings = {"archive_mode": "on", "archive_command": f"{push} %p", "unix_socket_directories": place}
+    settings |= {"listen_addresses": "", "port": node.port}
+    for name, value in settings.items():
+        as_owner("sh", "-c", 'printf "%s\n" "$1" >>"$2"', "sh", f"{name} = '{value}'", pgdata / "postgresql.auto.conf")
+    as_owner(programs / "pg_ctl", "-D", pgdata, "-l", place / "log", "-w", "start")
+    login = [programs / "psql", "-XqAt", "-h", place, "-p", node.port, "-U", "postgres", "-d", "postgres", "-c"]
+    try:
+        yield pgdata, place, lambda statement: as_owner(*login, statement).strip()
+    finally:
+        as_owner(programs / "pg_ctl", "-D", pgdata, "-m", "immediate", "-w", "stop")
+
+
+def test_two_clusters_of_one_user_never_share_a_repository(host: RunningHost) -> None:
+    """Row B6: what the OS does not keep apart pgBackRest does, by the clusters' system identifiers."""
+    node = with_repository(host)
+    ready(host, node)
+    write(host, node)
+    node, [first] = back_up(host, node, full=True)
+    last = switch(host, node)
+    seen(host, node, lambda r: r.wal >= last and r.waiting == 0)
+    files, program = stored(host, node.repository), host.agent.host.repositories.installed()
+    before = {name: files.read(name) for name in files.names()}
+    with foreign_cluster(host, node) as (pgdata, config, ask):
+        ask("create table foreign_rows as select generate_series(1, 1000)")
+        ask("select pg_switch_wal()")
+        refused = "select failed_count > 1 and archived_count = 0 from pg_stat_archiver"
+        until(lambda: ask(refused) == "t", 30, lambda: ask("select a from pg_stat_archiver a"))
+        segment = str(pgdata / "pg_wal" / "000000010000000000000001")
+        for argv in (
+            pgbackrest.stanza_create(program, config),
+            pgbackrest.backup(program, config, full=True, fast=True),
+            [*pgbackrest.command(program, config, "archive-push", "--no-archive-async"), segment],
+        ):
+            answer = unprivileged.run(host.account(node), argv, timeout=60)
+            assert answer.code != 0 and "not match" in answer.out.decode() + answer.err, (argv[-1], answer)
+    assert {name: files.read(name) for name in before} == before
+    write(host, node)
+    last = switch(host, node)
+    seen(host, node, lambda r: r.wal >= last and r.waiting == 0 and not r.problem and not r.gap_at)
+    assert_no_hole(archived(host, node), last)
+    segments = [Path(name).name[:24] for name in files.names("archive/main/") if re.search("/[0-9A-F]{24}-", name)]
+    assert len(segments) == len(set(segments)), "no segment is there twice"
+    node, backups = back_up(host, node)
+    assert [b.parent for b in backups] == ["", first.name]
     remove(host, node)

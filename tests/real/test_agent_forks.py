@@ -5,14 +5,16 @@ from __future__ import annotations
 import secrets
 import shutil
 from datetime import UTC, datetime
-from pathlib import Path
 
 import psycopg
 import pytest
 
-from pgherd import sealing
-from pgherd.spec import Job, NodeSpec, Origin, Repository
+from pgherd.spec import Job, NodeSpec, Origin
 from tests.plugins.host import RunningHost, until
+from tests.plugins.objects import Bucket
+from tests.real.test_agent_backups import repository, stored
+
+pytestmark = pytest.mark.repository
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +87,9 @@ def test_lost_data_without_a_backup_is_named_and_never_replaced(host: RunningHos
 class History:
     """A node with a repository, and what it held when: `moments` are times with the rows committed by then."""
 
-    def __init__(self, host: RunningHost) -> None:
-        public = sealing.public_key(host.agent.host.private_key)
-        kept = Repository(secrets.token_hex(8), "directory", sealing.seal(public, "opens-the-repository"), 2)
-        self.host = host
+    def __init__(self, host: RunningHost, bucket: Bucket | None = None) -> None:
+        kept = repository(host, bucket)
+        self.host, self.files = host, stored(host, kept, bucket)
         self.node = host.running(repository=kept, service_id=kept.service_id)
         self.moments: list[tuple[str, list[int]]] = []
         self._rows: list[int] = []
@@ -116,15 +117,6 @@ class History:
         self.node = self.host.change(self.node, jobs=[])
         self.host.until_in_force(self.node)
         until(lambda: datetime.now(UTC).timestamp() > datetime.fromisoformat(status.jobs[0].ended_at).timestamp() + 1)
-
-    @property
-    def repository(self) -> Path:
-        """Where its backups are."""
-        return self.host.home / "backups" / self.node.service_id / "repo"
-
-    def backups(self) -> list[str]:
-        """The names of its backups."""
-        return [path.name for path in (self.repository / "backup" / "main").iterdir()]
 
     def rows(self, node: NodeSpec | None = None) -> list[int]:
         """What a node holds now."""
@@ -173,13 +165,10 @@ def test_a_fork_has_exactly_what_was_committed_by_then(host: RunningHost, histor
 def test_a_corrupt_newest_backup_is_passed_over(host: RunningHost, history: History) -> None:
     history.back_up()
     rows = history.rows()
-    newest = max(name for name in history.backups() if name.endswith("F"))
-    files = list((history.repository / "backup" / "main" / newest).rglob("*"))
-    for file in files:
-        if file.is_file() and "manifest" not in file.name:
-            content = bytearray(file.read_bytes())
-            content[len(content) // 2] ^= 0xFF
-            file.write_bytes(content)
+    newest = host.link.statuses[history.node.node_id].repository.backups[-1].name  # type: ignore[union-attr]
+    for name in history.files.names(f"backup/main/{newest}/"):
+        if "manifest" not in name:
+            history.files.flip(name)
     spec = history.fork()
     host.until_in_force(spec, 120)
     assert history.rows(spec) == rows
@@ -190,13 +179,13 @@ def test_a_segment_that_cannot_be_read_is_not_the_end_of_the_archive(host: Runni
     """PostgreSQL would take it for that, and come up without what follows."""
     history.write(1)
     segment = host.sql(history.node, "select pg_walfile_name(pg_switch_wal());").strip()
-    found = until(lambda: list((history.repository / "archive").rglob(f"{segment}-*.zst")))[0]
-    rows, content = history.rows(), found.read_bytes()
-    found.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
+    found = until(lambda: [name for name in history.files.names("archive/main/") if f"/{segment}-" in name])[0]
+    rows, size = history.rows(), len(history.files.read(found))
+    history.files.flip(found, size - 1)
     spec = history.fork()
     status = host.until(spec, lambda s: s.state == "failed", 120)
     assert "No backup can be restored: The archive cannot be read." in status.reason
-    found.write_bytes(content)
+    history.files.flip(found, size - 1)
     spec = host.change(spec, cpus=1)  # else it is tried again after half a minute
     host.until_in_force(spec, 120)
     assert history.rows(spec) == rows
@@ -282,4 +271,4 @@ def test_a_kept_node_has_only_its_repository_and_comes_back(host: RunningHost, h
 def test_a_deleted_node_leaves_no_repository(host: RunningHost, history: History) -> None:
     host.change(history.node, desired="absent")
     host.until(history.node, lambda s: s.state == "absent", 60)
-    assert not (host.home / "backups" / history.node.service_id).exists()
+    assert not (host.home / "backups" / history.node.service_id).exists() and not history.files.names()

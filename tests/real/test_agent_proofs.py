@@ -14,7 +14,10 @@ import pytest
 from pgherd.drivers.proof_child import SEGMENT
 from pgherd.spec import Job, JobStatus, NodeSpec, Verification
 from tests.plugins.host import RunningHost, until
-from tests.real.test_agent_backups import back_up, repository
+from tests.plugins.objects import Stored
+from tests.real.test_agent_backups import back_up, repository, stored
+
+pytestmark = pytest.mark.repository
 
 #: An index whose expression looks at who evaluates it: amcheck must not do so as the platform's superuser.
 TABLES = """
@@ -50,14 +53,15 @@ def archive(host: RunningHost, node: NodeSpec) -> None:
     until(lambda: last in [name for name, _ in segments(host, node)], 30, lambda: f"{last} is not archived")
 
 
-def repo(host: RunningHost, node: NodeSpec) -> Path:
-    return host.home / "backups" / node.service_id / "repo"
+def files(host: RunningHost, node: NodeSpec) -> Stored:
+    return stored(host, node.repository)
 
 
-def segments(host: RunningHost, node: NodeSpec) -> list[tuple[str, Path]]:
-    root = repo(host, node) / "archive/main"
-    found = ((SEGMENT.match(str(path.relative_to(root))), path) for path in root.rglob("*.zst"))
-    return sorted((match[1], path) for match, path in found if match)
+def segments(host: RunningHost, node: NodeSpec) -> list[tuple[str, str]]:
+    """Each with the name of its file."""
+    found = files(host, node).names("archive/main/")
+    matches = ((SEGMENT.match(name.removeprefix("archive/main/")), name) for name in found if name.endswith(".zst"))
+    return sorted((match[1], name) for match, name in matches if match)
 
 
 def flip(path: Path, offset: int) -> None:
@@ -153,21 +157,21 @@ def test_damage_in_the_repository(host: RunningHost, node: NodeSpec) -> None:
     """Rows B2 and D6: what is missing or damaged is named, with the times that it breaks."""
     backups = host.link.statuses[node.node_id].repository.backups  # type: ignore[union-attr]
     between = [one for one in segments(host, node) if backups[0].wal_stop < one[0] < backups[1].wal_start]
-    missing, path = between[1]
-    content, owner = path.read_bytes(), path.stat()
-    path.unlink()
+    repository = files(host, node)
+    missing, name = between[1]
+    content = repository.read(name)
+    repository.remove(name)
     last = segments(host, node)[-1]
-    flip(last[1], 600)
+    repository.flip(last[1], 600)
     node, found = verified(host, node)
     assert found.problems[:2] == [f"WAL segment {missing} is missing.", f"WAL segment {last[0]} is damaged."]
     assert "Recovery ends" in found.problems[2] or "does not recover" in found.problems[2]
     assert len(found.broken) == 2 and found.broken[0].end == backups[1].ended_at <= found.broken[1].start
-    flip(last[1], 600)
-    path.write_bytes(content)
-    os.chown(path, owner.st_uid, owner.st_gid)
+    repository.flip(last[1], 600)
+    repository.write(name, content)
 
-    bundle = max((repo(host, node) / "backup/main" / backups[1].name / "bundle").iterdir())
-    flip(bundle, bundle.stat().st_size // 2)
+    bundle = max(repository.names(f"backup/main/{backups[1].name}/bundle/"))
+    repository.flip(bundle)
     node, found = verified(host, node)
     assert any(backups[1].name in text and "is damaged" in text for text in found.problems)
     assert any(backups[1].name in text and "cannot be restored" in text for text in found.problems)
