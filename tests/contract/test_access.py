@@ -473,6 +473,9 @@ class TestEvents:
             ("reveal-dbaas-postgres-user-password", f"{access.service}/avnadmin", instance.key[0]),
         ]
         assert [one["result"] for one in found[1:]] == ["accepted"] * 2
+        assert [one.get("outcome") for one in found] == [None, "success", None]
+        operation = instance.client().get_operation(id=found[1]["operation"])
+        assert operation["state"] == "success" and not found[0].keys() & {"operation", "outcome"}
         assert "default database" in found[0]["result"] and found[0]["remote"] == "127.0.0.1"
         assert secret not in self._events(instance, query="?limit=1000").text
         older = self._events(instance, query=f"?limit=1&before={found[0]['id']}").json()["events"]

@@ -51,6 +51,10 @@ def test_keys_are_exported_once_and_the_doctor_says_so(own: Instance, tmp_path: 
     assert argument.returncode == 1 and not (tmp_path / "other").exists()
 
     own.run("secrets", "rotate")
+    events = own.call("GET", "/pgherd/v1/event?limit=1000").json()["events"]
+    on_it = [(one["command"], one["subject"]) for one in events if one["remote"] == "this machine"]
+    made = ("create-api-key", f"operator/default/operator/{own.key[0]}")
+    assert on_it == [("rotate-secrets", "k2"), ("export-secrets", "k1"), made]
     assert findings(own, "keys") == ["warning"]
     shown = own.run("secrets", "export", "-")
     assert "[keys]" in shown.stdout and "k2" in shown.stdout

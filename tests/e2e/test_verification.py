@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.contract.processes import metadata
 from tests.plugins.instance import Instance, until
+
+pytestmark = pytest.mark.repository
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +27,11 @@ def listed(instance: Instance, name: str) -> dict[str, Any]:
     return found
 
 
-def newest_bundle(instance: Instance, name: str) -> Path:
-    service = metadata(instance, f"select id from service where name = '{name}'")
-    backups = instance.home / "backups" / service / "repo/backup/main"
-    return max(backups.glob("2*/bundle/*"), key=lambda path: path.stat().st_size)
-
-
-def flip(path: Path, offset: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1
-    with open(path, "r+b") as file:
-        file.write(content)
-
-
 def test_a_flipped_bit_and_none(instance: Instance, service: str) -> None:
     """The operation fails with what is damaged and which times cannot be restored; GET warns until it is over."""
-    bundle = newest_bundle(instance, service)
-    flip(bundle, bundle.stat().st_size // 2)
+    files = instance.stored(service)
+    bundle = max(files.names("backup/main/2"), key=lambda name: len(files.read(name)) if "/bundle/" in name else 0)
+    files.flip(bundle)
     done = instance.run("backup", "verify", service, check=False)
     assert done.returncode == 1 and "is damaged" in done.stderr and "No point in time can be restored" in done.stderr
     [warning] = instance.client().get_dbaas_service_pg(name=service)["notifications"]
@@ -52,8 +41,10 @@ def test_a_flipped_bit_and_none(instance: Instance, service: str) -> None:
     assert "damaged" in listing.stderr and "No point in time" in listing.stderr
     events = instance.call("GET", "/pgherd/v1/event?limit=20").json()["events"]
     assert any(event["command"] == "verify" and event["subject"] == service for event in events)
+    asked = next(event for event in events if event["command"] == "verify-backups")
+    assert (asked["result"], asked["outcome"]) == ("accepted", "failure")
 
-    flip(bundle, bundle.stat().st_size // 2)
+    files.flip(bundle)
     done = instance.run("backup", "verify", service)
     assert "sound" in done.stdout and "3 databases, 1 tables" in done.stdout
     found = listed(instance, service)

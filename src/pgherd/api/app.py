@@ -44,7 +44,7 @@ class Audit(Protocol):
     async def begin(self, key: Key, remote: str, command: str, about: str) -> int:
         """The event's id. Raises Unavailable, and then nothing may be done."""
 
-    async def end(self, event: int, error: Exception | None) -> None:
+    async def end(self, event: int, error: Exception | None, answer: object = None) -> None:
         """What came of it. Never fails."""
 
 
@@ -149,7 +149,7 @@ class Application:
         except Exception as error:
             await audit.end(event, error)
             raise
-        await audit.end(event, None)
+        await audit.end(event, None, answer)
         return answer
 
     async def _live(self, receive: bodies.Receive, send: Send) -> None:

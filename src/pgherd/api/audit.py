@@ -67,11 +67,14 @@ class Audit:
         )
         return int(row["id"]) if row else 0
 
-    async def end(self, event: int, error: Exception | None) -> None:
-        """What came of it. If the metadata goes away meanwhile, the event stays as it began."""
+    async def end(self, event: int, error: Exception | None, answer: object = None) -> None:
+        """What came of it, and which operation it opened, if that is the answer.
+
+        If the metadata goes away meanwhile, the event stays as it began.
+        """
         result = ACCEPTED if error is None else error.message if isinstance(error, PgherdError) else "Internal error."
         try:
-            await self._db.row("end_event", id=event, result=_line(result))
+            await self._db.row("end_event", id=event, result=_line(result), operation=_operation(answer))
         except PgherdError as failure:
             log.error("event %d could not be ended as %r: %s", event, result, failure)
 
@@ -85,7 +88,20 @@ class Audit:
             before=_number(query, "before", None, 2**62),
             limit=_number(query, "limit", USUAL, MOST),
         )
-        return {"events": [row | {"at": row["at"].astimezone(UTC)} for row in rows]}
+        return {"events": [_shown(row) for row in rows]}
+
+
+def _operation(answer: object) -> str | None:
+    """The id, when that is what an answer is."""
+    if isinstance(answer, dict) and {"id", "state", "reference"} <= answer.keys():
+        return str(answer["id"])
+    return None
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`operation` and what has become of it only where there is one."""
+    known = {name: value for name, value in row.items() if value is not None}
+    return known | {"at": row["at"].astimezone(UTC)}
 
 
 def _number(query: dict[str, list[str]], name: str, otherwise: int | None, most: int) -> int | None:

@@ -118,9 +118,16 @@ def events(
     query = f"limit={limit}" + (f"&before={before}" if before else "")
     found = connect().own("GET", "event", query=query)["events"]
     shown = ("organization", "key", "remote", "command", "subject", "result")
-    rows = [(one["id"], one["at"][:19].replace("T", " "), *(one[name] for name in shown)) for one in found]
-    headers = ("ID", "TIME (UTC)", "ORGANIZATION", "KEY", "FROM", "WHAT", "ABOUT", "RESULT")
+    rows = [
+        (one["id"], one["at"][:19].replace("T", " "), *(one[name] for name in shown), _became(one)) for one in found
+    ]
+    headers = ("ID", "TIME (UTC)", "ORGANIZATION", "KEY", "FROM", "WHAT", "ABOUT", "RESULT", "OPERATION")
     screen.show_rows(found, headers, rows, "Nothing has been changed or revealed yet.")
+
+
+def _became(event: dict[str, Any]) -> str:
+    """The operation of an event, and its state while that is known."""
+    return " ".join(event[name] for name in ("operation", "outcome") if name in event)
 
 
 def _age(thing: dict[str, Any]) -> str:

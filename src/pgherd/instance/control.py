@@ -46,7 +46,7 @@ def _another_key(settings: Settings) -> tuple[str, str]:
 
     db = Db(database_url(settings), 1)
     try:
-        return Organizations(db, Vault(key_file(settings))).create_key("default", "operator", "operator")
+        return Organizations(db, Vault(key_file(settings))).create_operator_key()
     finally:
         db.close()
 

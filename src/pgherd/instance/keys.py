@@ -64,15 +64,11 @@ def _left_event(settings: Settings, current: str) -> bool:
     import psycopg
 
     from pgherd.store.db import Transaction, database_url
+    from pgherd.store.events import leave_event
 
     try:
         with psycopg.connect(database_url(settings), connect_timeout=5, row_factory=psycopg.rows.dict_row) as link:
-            tx = Transaction(link)
-            default = tx.row("organization_by_name", name="default")
-            if default is not None:
-                about = {"command": "export-secrets", "subject": current, "result": "accepted"}
-                tx.row("insert_event", organization_id=default["id"], key="-", remote="this machine", **about)
-            return default is not None
+            return leave_event(Transaction(link), "export-secrets", current)
     except psycopg.Error:
         return False
 

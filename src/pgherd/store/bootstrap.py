@@ -30,7 +30,7 @@ def ensure_operator(settings: Settings) -> tuple[str, str] | None:
         if default is None:
             organizations.create("default")
         keys = [k for k in organizations.keys("default") if k["role"] == "operator" and k["revoked_at"] is None]
-        return None if keys else organizations.create_key("default", "operator", "operator")
+        return None if keys else organizations.create_operator_key()
     finally:
         db.close()
 

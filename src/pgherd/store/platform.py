@@ -13,6 +13,7 @@ from psycopg.rows import DictRow
 from pgherd.errors import Conflict, Forbidden, Incorrect, NotFound
 from pgherd.model.certificates import new_authority
 from pgherd.store.db import Db, Transaction
+from pgherd.store.events import leave_event
 from pgherd.store.vault import Vault
 
 ROLES = ("operator", "admin", "read-only")
@@ -77,11 +78,21 @@ class Organizations:
         """A new key and its secret, which is not shown again."""
         if role not in ROLES:
             raise Incorrect(f"role: must be one of {', '.join(ROLES)}.")
-        key, secret = "EXO" + secrets.token_hex(12), secrets.token_urlsafe(32)
         with self._db.transaction() as tx:
-            row = organization_named(tx, organization)
-            sealed = self._vault.seal(secret.encode())
-            tx.run("insert_key", key=key, organization_id=row["id"], name=name, role=role, secret=sealed)
+            return self._insert_key(tx, organization, name, role)
+
+    def create_operator_key(self) -> tuple[str, str]:
+        """The key of who operates the machine and its secret; with its event, as no call of the API asks for it."""
+        with self._db.transaction() as tx:
+            key, secret = self._insert_key(tx, "default", "operator", "operator")
+            leave_event(tx, "create-api-key", f"operator/default/operator/{key}")
+        return key, secret
+
+    def _insert_key(self, tx: Transaction, organization: str, name: str, role: str) -> tuple[str, str]:
+        key, secret = "EXO" + secrets.token_hex(12), secrets.token_urlsafe(32)
+        row = organization_named(tx, organization)
+        sealed = self._vault.seal(secret.encode())
+        tx.run("insert_key", key=key, organization_id=row["id"], name=name, role=role, secret=sealed)
         return key, secret
 
     def revoke_key(self, key: str, organization: str | None) -> None:

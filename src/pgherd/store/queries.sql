@@ -349,11 +349,12 @@ select id, %(key)s, %(remote)s, %(command)s, %(subject)s, %(result)s from organi
 returning id;
 
 -- end_event --
-update event set result = %(result)s where id = %(id)s returning id;
+update event set result = %(result)s, operation = %(operation)s where id = %(id)s returning id;
 
 -- events --
-select e.id, e.at, o.name as organization, e.key, e.remote, e.command, e.subject, e.result
-  from event e join organization o on o.id = e.organization_id
+select e.id, e.at, o.name as organization, e.key, e.remote, e.command, e.subject, e.result,
+       e.operation, p.state as outcome
+  from event e join organization o on o.id = e.organization_id left join operation p on p.id = e.operation
  where (%(organization_id)s::uuid is null or e.organization_id = %(organization_id)s)
    and (%(before)s::bigint is null or e.id < %(before)s)
  order by e.id desc limit %(limit)s;

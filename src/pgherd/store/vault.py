@@ -160,6 +160,7 @@ def rotate(settings: Settings) -> str:
 
 def _rotate(settings: Settings, path: Path) -> str:
     from pgherd.store.db import Db, database_url
+    from pgherd.store.events import leave_event
 
     before = parse_keys(path.read_text())
     number = 1 + max(int(name[1:]) for name in before.keys)
@@ -180,6 +181,7 @@ def _rotate(settings: Settings, path: Path) -> str:
                         [vault.seal(vault.open(row["sealed"])), row["id"]],
                     )
             tx.run("notify_keys")
+            leave_event(tx, "rotate-secrets", vault.current)
     finally:
         db.close()
     write_keys(path, replace(both, keys={name: key for name, key in both.keys.items() if name in in_use}))
