@@ -18,6 +18,8 @@ import pytest
 from tests.contract.processes import metadata
 from tests.plugins.instance import Instance, running_instance, until
 
+pytestmark = pytest.mark.repository
+
 PASSPHRASE = "a passphrase of tests"
 
 
@@ -209,28 +211,33 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
 def test_backups_of_the_metadata_wait_for_each_other(own: Instance) -> None:
     """As one asked for while the agent takes that of the day."""
 
-    def count() -> int:
-        return len(json.loads(own.run("platform", "status", "-o", "json").stdout)["backups"])
-
-    before = count()
+    until(lambda: not (own.home / "metadata/restored").exists(), 60, "the restore is followed by a backup")
+    before = metadata_backups(own)
     with ThreadPoolExecutor(3) as pool:
         said = [done.stderr for done in pool.map(lambda _: own.run("platform", "backup"), range(3))]
-    assert count() == before + 3 and any("waiting for its end" in text for text in said), said
+    assert metadata_backups(own) == before + 3 and any("waiting for its end" in text for text in said), said
 
 
 def test_the_machine_is_lost(own: Instance, tmp_path: Path) -> None:
-    """Keys that were exported and a copy of the metadata's repository bring everything but the services' data back."""
+    """Keys that were exported and the metadata's repository, or a copy of it, bring everything but the services' data
+    back; and what came after that too, when the new machine is lost as soon."""
     keys, copy = tmp_path / "keys", tmp_path / "platform"
     own.run("secrets", "export", str(keys))
     own.run("platform", "backup")
     before = {one["name"]: one["plan"] for one in own.client().list_dbaas_services()["dbaas-services"]}
+    known, timeline = metadata_backups(own), max(histories(own), default=1)
     own.run("down")
-    subprocess.run(["cp", "-a", str(own.home / "backups/platform"), str(copy)], check=True)
-    with running_instance(zone="ch-gva-2") as other:
+    place = own.bucket.settings(own.prefix) if own.bucket else {}
+    if not place:
+        subprocess.run(["cp", "-a", str(own.home / "backups/platform"), str(copy)], check=True)
+    with running_instance(zone="ch-gva-2", **place) as other:
         other.run("down")
+        # As in a home that is younger than its agent's patience: what says that there is a repository is not there yet.
+        (other.home / "metadata/config/archiving").unlink(missing_ok=True)
         other.run("secrets", "import", str(keys), "--replace")
-        shutil.rmtree(other.home / "backups/platform")
-        subprocess.run(["cp", "-a", str(copy), str(other.home / "backups/platform")], check=True)
+        if not place:
+            shutil.rmtree(other.home / "backups/platform")
+            subprocess.run(["cp", "-a", str(copy), str(other.home / "backups/platform")], check=True)
         other.run("platform", "restore", "--yes")
         other.up()
         client = other.client()
@@ -239,3 +246,24 @@ def test_the_machine_is_lost(own: Instance, tmp_path: Path) -> None:
         until(lambda: "gone" in state_of(other, "kept")[1], 180, "GET says what became of its data")
         assert state_of(other, "kept")[0] != "running"
         assert [p["name"] for p in client.get_dbaas_service_pg(name="born")["connection-pools"]] == ["p"]
+
+        until(lambda: max(histories(other), default=1) == timeline + 1, 30, "the archive says where the timelines part")
+
+        until(lambda: metadata_backups(other) > known, 60, "a backup is taken soon")
+        until(lambda: not (other.home / "metadata/restored").exists(), 10, "and only one")
+        assert other.call("POST", "/pgherd/v1/organization", {"name": "after-the-loss"}).status_code == 200
+        other.run("platform", "restore", "--yes")
+        other.up()
+        assert "after-the-loss" in other.run("org", "list").stdout
+        assert max(histories(other)) == timeline + 2
+
+
+def metadata_backups(instance: Instance) -> int:
+    """How many the metadata has."""
+    return len(json.loads(instance.run("platform", "status", "-o", "json").stdout)["backups"])
+
+
+def histories(instance: Instance) -> list[int]:
+    """The timelines that the metadata's archive tells the beginning of."""
+    names = instance.stored("platform").names("archive/main/")
+    return [int(Path(name).name[:8], 16) for name in names if name.endswith(".history")]

@@ -39,12 +39,16 @@ class Platform:
     def __init__(self, home: Home, jobs: Jobs, program: Program | None) -> None:
         self._home, self._jobs, self._program = home, jobs, program
         self._config = home.metadata / "config"
-        self._due = time.monotonic() + _FIRST_AFTER
+        self._due, self._known_restore = time.monotonic() + _FIRST_AFTER, 0.0
         self._thread: threading.Thread | None = None
 
     def tend(self) -> None:
         """Start what is due; returns at once."""
-        if self._program is None or time.monotonic() < self._due or (self._thread and self._thread.is_alive()):
+        if self._program is None or (self._thread and self._thread.is_alive()):
+            return
+        if (restored := self._restored_at()) > self._known_restore:
+            self._due, self._known_restore = 0.0, restored
+        if time.monotonic() < self._due:
             return
 
         def work() -> None:
@@ -67,6 +71,7 @@ class Platform:
             config_files.install(self._config, pgbackrest.READY, "", self._account)
         known = pgbackrest.parse_info(self._run(pgbackrest.info(self._program, self._config))).backups
         if known and not self._is_due(known):
+            (self._home.metadata / pgbackrest.RESTORED).unlink(missing_ok=True)
             return _LOOK_EVERY
         # The name is the same until the backup is there, for an agent that takes over too.
         job = Job(f"after-{known[-1].name if known else 'none'}", "backup", full=_wants_full(known), scheduled=True)
@@ -80,11 +85,19 @@ class Platform:
         if status.state == "failed":
             raise HostFault("The metadata could not be backed up.", detail=status.reason)
         self._expire()
-        return _LOOK_EVERY
+        return _RUNNING  # a restore may have come meanwhile
+
+    def _restored_at(self) -> float:
+        """When the metadata was restored, if no backup since is known; unix time."""
+        with contextlib.suppress(OSError):
+            return os.lstat(self._home.metadata / pgbackrest.RESTORED).st_mtime
+        return 0.0
 
     def _is_due(self, known: list[Backup]) -> bool:
         begun = max(datetime.fromisoformat(backup.started_at) for backup in known)
-        return datetime.now(UTC) - begun >= _EVERY or self._gave_up_since(begun)
+        # Times of backups are whole seconds. After a restore the archive has two histories of one time.
+        restored = int(self._restored_at()) > begun.timestamp()
+        return datetime.now(UTC) - begun >= _EVERY or restored or self._gave_up_since(begun)
 
     def _gave_up_since(self, begun: datetime) -> bool:
         """Whether segments were given up since: nothing after them can be restored but from a newer backup."""

@@ -23,6 +23,8 @@ from pgherd.spec import Backup, Repository
 STANZA = "main"
 #: The file in a node's configuration directory that lets segments go: without it they wait.
 READY = "archiving"
+#: The file beside the metadata that says: this was restored, a backup of it is due.
+RESTORED = "restored"
 #: The exit code of a command that another one keeps out.
 LOCKED = 50
 CONFIG, PUSH, CA = "pgbackrest.conf", "pgbackrest-push", "repository-ca.crt"

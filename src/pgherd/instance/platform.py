@@ -235,6 +235,7 @@ def _swap(repository: PlatformRepository) -> Path:
     """The recovered cluster takes the place of the metadata's; where that is kept."""
     home = repository.home
     kept = home.metadata / f"before-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    repository.note_restored()
     write_file(home.metadata / SWAPPING, kept.name + "\n", 0o600)
     failpoints.passing("restore noted")
     finish_swap(home)

@@ -101,6 +101,15 @@ class PlatformRepository:
         self.run(pgbackrest.stanza_create(self.installed(), self.config))
         write_file(self.config / pgbackrest.READY, "", 0o640, self._owner)
 
+    def note_restored(self) -> None:
+        """What was restored from it goes on in it: from the first moment segments go there and a backup is due.
+
+        A home that is younger than its agent's patience has not seen that the repository is there, and would let go
+        what says where the timelines part: then the next restore would follow the old one to its end.
+        """
+        write_file(self.config / pgbackrest.READY, "", 0o640, self._owner)
+        write_file(self.home.metadata / pgbackrest.RESTORED, "", 0o600)
+
     def info(self) -> Info:
         """What is in it. Raises HostFault."""
         return pgbackrest.parse_info(self.run(pgbackrest.info(self.installed(), self.config)))
