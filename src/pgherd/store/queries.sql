@@ -203,11 +203,6 @@ select id, organization_id, name, wish, settled, phase, notice, first_port, memo
 -- update_wish --
 update service set wish = %(wish)s, memory_bytes = %(memory_bytes)s, updated_at = now() where id = %(id)s;
 
--- go_back --
-update service s set wish = settled, memory_bytes = %(memory_bytes)s
- where id = %(id)s and settled is not null
-   and not exists (select 1 from operation o where o.service_id = s.id and o.state = 'pending' and o.id <> %(operation)s);
-
 -- set_verdict --
 update operation set verdict = %(verdict)s where id = %(id)s;
 
@@ -298,6 +293,9 @@ values (%(id)s, %(organization_id)s, %(service_id)s, %(kind)s, now() + make_inte
 
 -- set_task --
 update operation set task = %(task)s, secret = %(secret)s where id = %(id)s;
+
+-- renew_task --
+update operation set task = %(task)s where id = %(id)s;
 
 -- task --
 select task, secret from operation where id = %(id)s;
@@ -462,9 +460,13 @@ update operation set faults = faults + 1 where id = %(id)s and attempt = %(attem
 -- end_operation --
 select end_operation(%(id)s, %(attempt)s, %(state)s, %(reason)s, %(message)s) as ended;
 
--- others_pending --
-select count(*) as pending from operation
- where service_id = %(service_id)s and state = 'pending' and kind = 'update' and id <> %(id)s;
+-- wish_in_turn --
+select wish_in_turn(service_id, number) as wish from operation where id = %(id)s;
+
+-- later_updates --
+select o.id, o.task from operation o join operation mine on mine.id = %(id)s
+ where o.service_id = mine.service_id and o.state = 'pending' and o.kind = 'update' and o.number > mine.number
+ order by o.number;
 
 -- end_others --
 select end_operation(id, null, 'failure', 'interrupted', %(message)s) from operation

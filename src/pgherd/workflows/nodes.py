@@ -43,6 +43,13 @@ def wish_of(row: DictRow) -> Wish:
     return msgspec.convert(row["wish"], Wish)
 
 
+def wish_in_turn(tx: Transaction, run: Run) -> Wish:
+    """What the service shall be by this operation: without what updates that wait behind it ask for."""
+    row = tx.row("wish_in_turn", id=run.operation)
+    assert row is not None
+    return wish_of(row)
+
+
 def secrets_of(run: Run, row: DictRow) -> Secrets:
     """The opened secrets of a service's row."""
     return msgspec.json.decode(run.app.vault.open(row["secrets"]), type=Secrets)
@@ -80,7 +87,8 @@ def ensure_specs(run: Run) -> None:
         row = service_row(tx, run)
         organization = tx.row("organization_by_id", id=run.organization)
         assert organization is not None
-        wish, known, pools = wish_of(row), secrets_of(run, row).with_monitor(), pools_of(tx, run.service)
+        wish, pools = wish_in_turn(tx, run), pools_of(tx, run.service)
+        known = secrets_of(run, row).with_monitor()
         if known != secrets_of(run, row):  # a service of a version that knew nothing of Prometheus
             sealed_anew = run.app.vault.seal(msgspec.json.encode(known))
             tx.run("set_certificate", id=run.service, certificate=row["certificate"], secrets=sealed_anew)

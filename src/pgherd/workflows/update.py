@@ -9,7 +9,7 @@ import msgspec
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
-from pgherd.errors import Conflict, Incorrect, NotFound
+from pgherd.errors import Conflict, Incorrect, NotFound, PgherdError
 from pgherd.fleet.placement import GIB
 from pgherd.model import features
 from pgherd.model.plan import PLANS
@@ -36,12 +36,26 @@ WITHIN = 900
 
 
 class Note(msgspec.Struct):
-    """Whether the operation may restart PostgreSQL: only a change of what PostgreSQL itself is to be does.
+    """What the operation's run needs to know.
 
-    What else waits for a restart, as after a roll of the platform's parameters, is left to the maintenance.
+    `restart`: whether it may restart PostgreSQL, which only a change of what PostgreSQL itself is to be does. What
+    else waits for a restart, as after a roll of the platform's parameters, is left to the maintenance.
+    `before` and `sent`: the wish that the request met, and what it asked for. So an update comes into force without
+    those behind it, and can be taken back from under them. Null: the platform changes no wish.
     """
 
     restart: bool = True
+    before: Wish | None = None
+    sent: Change | None = None
+
+    def take(self, before: Wish, sent: Change) -> Wish:
+        """Note a request that met this wish; the wish after it."""
+        after = before.changed(sent)
+        self.restart = (
+            msgspec.structs.replace(after.cold(before), pgbouncer_settings=before.pgbouncer_settings) != before
+        )
+        self.before, self.sent = before, sent
+        return after
 
 
 def request(app: App, caller: Caller, operation: UUID, name: str, change: Change) -> UUID:
@@ -61,28 +75,32 @@ def request(app: App, caller: Caller, operation: UUID, name: str, change: Change
                 f"version: the service runs PostgreSQL {old.version};"
                 " a change of the major version is not available yet."
             )
-        new = old.changed(change)
-        features.check_variant(old, new)
-        for node in tx.rows("nodes", service_id=row["id"]):
-            installed = features.Installed.on(node["facts"], new.version)
-            features.check(new, installed, lambda: [host.facts for host in hosts(tx)])
+        new = note.take(old, change)
         if row["stopped_at"] is not None and new != old.cold(new):
             raise Conflict(
                 "The service is stopped: only termination-protection, ip-filter, maintenance and backup-schedule can be"
                 f" changed meanwhile. {how_to_start(name)}"
             )
-        _refuse_smaller_disk(tx, row, old, new)
-        if new.plan != old.plan or new.pgbouncer_settings != old.pgbouncer_settings:
-            field = "plan" if new.plan != old.plan else "pgbouncer-settings"
-            check_sum(pools_of(tx, row["id"]), new.pgbouncer_settings, PLANS[new.plan].max_connections, field)
+        _refuse_unfit(tx, row["id"], old, new)
         memory_bytes = PLANS[new.plan].memory_bytes * PLANS[new.plan].nodes
         _refuse_over_limits(app.settings, tx, row, memory_bytes)
         tx.run("update_wish", id=row["id"], wish=Jsonb(msgspec.to_builtins(new)), memory_bytes=memory_bytes)
-        note.restart = msgspec.structs.replace(new.cold(old), pgbouncer_settings=old.pgbouncer_settings) != old
         service: UUID = row["id"]
         return service
 
     return accept(app, caller, operation, "update", WITHIN, merge, note)
+
+
+def _refuse_unfit(tx: Transaction, service: UUID, old: Wish, new: Wish) -> None:
+    """Raise Incorrect or Conflict when the service, as it is, cannot become so."""
+    features.check_variant(old, new)
+    for node in tx.rows("nodes", service_id=service):
+        installed = features.Installed.on(node["facts"], new.version)
+        features.check(new, installed, lambda: [host.facts for host in hosts(tx)])
+    _refuse_smaller_disk(tx, service, old, new)
+    if new.plan != old.plan or new.pgbouncer_settings != old.pgbouncer_settings:
+        field = "plan" if new.plan != old.plan else "pgbouncer-settings"
+        check_sum(pools_of(tx, service), new.pgbouncer_settings, PLANS[new.plan].max_connections, field)
 
 
 def _refuse_over_limits(settings: Settings, tx: Transaction, row: DictRow, memory_bytes: int) -> None:
@@ -93,12 +111,12 @@ def _refuse_over_limits(settings: Settings, tx: Transaction, row: DictRow, memor
         refuse_full_hosts(settings, tx, row["id"], more)
 
 
-def _refuse_smaller_disk(tx: Transaction, row: DictRow, old: Wish, new: Wish) -> None:
+def _refuse_smaller_disk(tx: Transaction, service: UUID, old: Wish, new: Wish) -> None:
     """The new plan's disk holds 125 % of what is used now, as the hosted service demands."""
     target = PLANS[new.plan].disk_bytes
     if target >= PLANS[old.plan].disk_bytes:
         return
-    used = max((node["status"] or {}).get("disk_used", 0) for node in tx.rows("nodes", service_id=row["id"]))
+    used = max((node["status"] or {}).get("disk_used", 0) for node in tx.rows("nodes", service_id=service))
     if used * 125 > target * 100:
         raise Conflict(
             f"plan: {new.plan} has {target / GIB:.0f} GiB of disk, but {used / GIB:.1f} GiB are used and a plan must"
@@ -118,18 +136,42 @@ def carry_out(run: Run) -> None:
 
 
 def _go_back(run: Run, error: NodeFailed) -> None:
-    """The wish is again what was in force; the operation will fail with the reason, whichever run ends it.
+    """What this update asked for is no longer wished for; it will fail with the reason, whichever run ends it.
 
-    With another change waiting the wish stays: that change holds this one's values too, and its run decides.
+    The wish is again what was in force, with what the updates behind this one ask for, which get notes that say so.
+    One that does not fit without this one fails as it would have if it had come afterwards.
     """
     run.verdict = error.message
     with run.transaction() as tx:
-        settled = service_row(tx, run)["settled"]
-        if settled is not None:
-            plan = PLANS[settled["plan"]]
+        row, own = service_row(tx, run), _note(tx.row("task", id=run.operation))
+        base = msgspec.convert(row["settled"], Wish) if row["settled"] else own.before
+        later = [(behind["id"], _note(behind)) for behind in tx.rows("later_updates", id=run.operation)]
+        if base is not None and not any(note.restart and note.sent is None for _, note in later):  # of an older version
+            wish = _replay(tx, run.service, base, later)
+            plan = PLANS[wish.plan]
             memory_bytes = plan.memory_bytes * plan.nodes
-            tx.run("go_back", id=run.service, operation=run.operation, memory_bytes=memory_bytes)
+            tx.run("update_wish", id=run.service, wish=Jsonb(msgspec.to_builtins(wish)), memory_bytes=memory_bytes)
         tx.run("set_verdict", id=run.operation, verdict=run.verdict)
+
+
+def _replay(tx: Transaction, service: UUID, wish: Wish, updates: list[tuple[UUID, Note]]) -> Wish:
+    """The wish after these updates, each noted anew; those end that ask for what the service cannot be."""
+    for operation, note in updates:
+        if note.sent is None:
+            continue
+        try:
+            _refuse_unfit(tx, service, wish, wish.changed(note.sent))
+        except PgherdError as unfit:
+            message = f"A change that was accepted before failed. Without it: {unfit.message}"[:500]
+            tx.row("end_operation", id=operation, attempt=None, state="failure", reason=unfit.reason, message=message)
+            continue
+        wish = note.take(wish, note.sent)
+        tx.run("renew_task", id=operation, task=Jsonb(msgspec.to_builtins(note)))
+    return wish
+
+
+def _note(row: DictRow | None) -> Note:
+    return msgspec.convert(row["task"], Note) if row is not None and row["task"] else Note()
 
 
 def _apply(run: Run) -> None:
@@ -139,10 +181,7 @@ def _apply(run: Run) -> None:
 
 
 def _restart(run: Run) -> None:
-    """Others that wait have written their wishes, which this run brought into force too: then it restarts for them."""
     with run.app.db.transaction() as tx:
-        row = tx.row("task", id=run.operation)
-        others = tx.row("others_pending", service_id=run.service, id=run.operation)
-    note = msgspec.convert(row["task"], Note) if row is not None and row["task"] else Note()
-    if note.restart or (others is not None and others["pending"]):
+        note = _note(tx.row("task", id=run.operation))
+    if note.restart:
         restart_where_pending(run)
