@@ -68,7 +68,7 @@ def measure_loss(seconds: float = 20) -> list[tuple[str, str]]:
     with running_instance(archive_timeout_seconds=str(_TIMEOUT)) as instance:
         name = instance.create()
         backup = f"/pgherd/v1/service/{name}/backup"
-        instance.finished(instance.call("POST", backup, {}).json())
+        assert instance.finished(instance.call("POST", backup, {}).json())["state"] == "success"
         repo = next(instance.home.glob("backups/*-*/repo"))
         ages: list[float] = []
         written: dict[str, float] = {}

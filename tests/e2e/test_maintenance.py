@@ -163,7 +163,8 @@ def test_asked_for(aged: tuple[Instance, Programs]) -> None:
     name = instance.create()
     client = instance.client()
     pool = {"name": "p", "database-name": "defaultdb", "size": 3}
-    assert instance.finished(instance.call("POST", f"/v2/dbaas-postgres/{name}/connection-pool", pool).json())
+    made = instance.finished(instance.call("POST", f"/v2/dbaas-postgres/{name}/connection-pool", pool).json())
+    assert made["state"] == "success", made
     pooled = instance.dsn(
         name, dbname="p", port=str(int(client.get_dbaas_service_pg(name=name)["uri-params"]["port"]) + 1)
     )

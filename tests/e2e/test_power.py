@@ -86,7 +86,8 @@ def test_a_protected_service_is_not_stopped(instance: Instance) -> None:
     assert "protected against termination and shutdown" in answer.json()["message"]
     assert ask(instance, "no-such-service", "stop").status_code == 404
     client = instance.client()
-    assert instance.finished(client.update_dbaas_service_pg(name=name, termination_protection=False))
+    unprotected = instance.finished(client.update_dbaas_service_pg(name=name, termination_protection=False))
+    assert unprotected["state"] == "success", unprotected
     turn(instance, name, "stop")
     # A wish that no operation stands for any more comes true all the same.
     mine = f"name = '{name}' and deleted_at is null"
