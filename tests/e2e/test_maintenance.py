@@ -25,6 +25,7 @@ from pgherd.model.maintenance import Calendar
 from pgherd.model.service import Maintenance
 from pgherd.reconcilers.upkeep import AT_ONCE
 from tests.contract.processes import metadata, stopped
+from tests.e2e.test_power import turn
 from tests.plugins.instance import Instance, until
 
 MAJOR = "15"
@@ -257,6 +258,26 @@ def test_the_window_acts_by_itself_once_the_service_is_well(aged: tuple[Instance
     until(lambda: metadata(instance, done) == "success", 120, "the window acts, once")
     assert waiting(instance, name) == []
     assert instance.sql(name, "show server_version")[0][0].split()[0] == programs.versions["postgresql"][1]
+    instance.delete(name)
+
+
+@pytest.mark.timeout(240)
+def test_a_stopped_service_gets_it_by_its_start(aged: tuple[Instance, Programs]) -> None:
+    instance, programs = aged
+    programs.age()
+    name = instance.create()
+    client = instance.client()
+    old, new = programs.versions["postgresql"]
+    turn(instance, name, "stop")
+    programs.install("postgresql")
+    noticed = f"select facts -> 'versions' ->> '{MAJOR}' from host"
+    until(lambda: metadata(instance, noticed) == new, 60, "the agent notices the newer PostgreSQL")
+    stopped_one = client.get_dbaas_service_pg(name=name)
+    assert (stopped_one["version"], stopped_one["maintenance"]["updates"]) == (old, [])
+    turn(instance, name, "start")
+    started = client.get_dbaas_service_pg(name=name)
+    assert (started["version"], started["maintenance"]["updates"]) == (new, [])
+    assert instance.sql(name, "show server_version")[0][0].split()[0] == new
     instance.delete(name)
 
 

@@ -169,7 +169,12 @@ def _node(node: dict[str, Any], notice: str) -> dict[str, Any]:
 
 
 def _updates(row: DictRow, wish: Wish, days: int) -> list[dict[str, str]]:
-    """What waits for maintenance; how long it has waited is noted by a reconciler within half a minute."""
+    """What waits for maintenance; how long it has waited is noted by a reconciler within half a minute.
+
+    Nothing waits for a stopped service: no window touches it, and its next start begins with what is installed.
+    """
+    if row["stopped_at"] is not None:
+        return []
     now = datetime.datetime.now(datetime.UTC)
     calendar = Calendar(wish.maintenance, str(row["id"]), days, row["maintained_for"])
     found = {}

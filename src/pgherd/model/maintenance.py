@@ -2,7 +2,7 @@
 
 A window begins at the service's weekly slot and is `LENGTH` long. Services of the same slot start spread over the
 first hour of it, each always at the same minute. What has waited until its deadline is done at the slot's time of any
-day, also where the day is `never`.
+day, also where the day is `never`. A renewed certificate never waits: it is taken by a reload, which interrupts nobody.
 """
 
 from __future__ import annotations
