@@ -14,6 +14,7 @@ import pytest
 from exoscale.api.exceptions import ExoscaleAPIAuthException, ExoscaleAPIClientException
 from exoscale.api.v2 import Client
 
+from tests.contract.processes import metadata
 from tests.plugins.instance import Instance, until
 
 
@@ -417,6 +418,31 @@ class TestUpdate:
         kept = set(before) - {"work-mem", "updated-at", "state", "node-states"}
         assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
         assert instance.sql(changed, "show work_mem") == [("5MB",)]
+
+    def test_only_a_change_of_the_service_s_own_configuration_moves_its_time(
+        self, instance: Instance, changed: str
+    ) -> None:
+        client = instance.client()
+        moment = f"select updated_at from service where name = '{changed}' and deleted_at is null"
+        before = metadata(instance, moment)
+        known = client.get_dbaas_service_pg(name=changed)
+        own = {"service_name": changed}
+        for operation in (
+            client.update_dbaas_service_pg(name=changed),
+            client.update_dbaas_service_pg(name=changed, work_mem=known["work-mem"], pg_settings={}),
+            client.create_dbaas_postgres_user(**own, username="timeless"),
+            client.create_dbaas_pg_database(**own, database_name="timeless"),
+            client.create_dbaas_pg_connection_pool(**own, name="timeless", database_name="defaultdb", size=1),
+            client.delete_dbaas_pg_connection_pool(**own, connection_pool_name="timeless"),
+            client.delete_dbaas_pg_database(**own, database_name="timeless"),
+            client.delete_dbaas_postgres_user(**own, username="timeless"),
+            client.start_dbaas_pg_maintenance(name=changed),
+        ):
+            assert instance.finished(operation)["state"] == "success", operation
+            assert metadata(instance, moment) == before, operation
+        self._update(instance, changed, ip_filter=[*known["ip-filter"], "192.0.2.77/32"])
+        assert metadata(instance, moment) > before
+        self._update(instance, changed, ip_filter=known["ip-filter"])
 
     def test_sent_keys_merge_and_keep_their_types(self, instance: Instance, changed: str) -> None:
         sent_now = {"log_temp_files": 0, "autovacuum": {"autovacuum_vacuum_scale_factor": 0.5}, "bg-writer": {}}

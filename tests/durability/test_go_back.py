@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.processes import stopped
+from tests.contract.processes import metadata, stopped
 from tests.durability.kills import arm, disarm
 from tests.plugins.instance import Instance
 
@@ -20,8 +20,11 @@ def test_settings_that_postgresql_cannot_start_with(instance: Instance) -> None:
     assert instance.sql(name, "create table kept (i) as select 1") == []
     too_much = {"max_locks_per_transaction": 6400, "max_pred_locks_per_transaction": 5120}
     opened = client.update_dbaas_service_pg(name=name, pg_settings=too_much | {"max_prepared_transactions": 10000})
+    changed = f"select updated_at from service where name = '{name}' and deleted_at is null"
+    asked = metadata(instance, changed)
     done = instance.finished(opened, 90)
     assert (done["state"], done["reason"]) == ("failure", "conflict")
+    assert metadata(instance, changed) > asked, "what went back has changed again"
     assert "memory" in done["message"]
     after = client.get_dbaas_service_pg(name=name)
     assert after["state"] == "running"

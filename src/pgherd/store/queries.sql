@@ -201,7 +201,8 @@ select id, organization_id, name, wish, settled, phase, notice, first_port, memo
   from service where id = %(id)s for update;
 
 -- update_wish --
-update service set wish = %(wish)s, memory_bytes = %(memory_bytes)s, updated_at = now() where id = %(id)s;
+update service set wish = %(wish)s, memory_bytes = %(memory_bytes)s,
+       updated_at = case when wish = %(wish)s then updated_at else now() end where id = %(id)s;
 
 -- set_verdict --
 update operation set verdict = %(verdict)s where id = %(id)s;
