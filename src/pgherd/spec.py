@@ -22,6 +22,13 @@ LOOK_UPS = 2
 #: Percent of a node's disk: from here on the owner is told; new transactions are read-only; they may write again below.
 DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE = 90, 97, 95
 
+
+def disk_limit(of_plan: int, capacity: int) -> int:
+    """Bytes that a node may fill, which every percent of its disk is of: of its plan's disk, or of the file system
+    of its own (`capacity`; 0: it has none) when that is smaller."""
+    return min((size for size in (of_plan, capacity) if size), default=0)
+
+
 Desired = Literal["running", "stopped", "kept", "absent"]
 NodeState = Literal["setting_up", "starting", "running", "stopped", "failed", "kept", "absent"]
 Setting = bool | int | float | str
@@ -322,6 +329,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     is not running. `refused` is a generation that will not come into force however often it is tried, with
     `reason`; 0: none. `task` is the result of the spec's task, `pooler` the version of the PgBouncer that serves.
     `pending_restart` lists parameters that wait for a restart. `disk_used` in bytes: tables, WAL, temporary files.
+    `disk_capacity`: bytes of the file system of its own that its data lies on; 0: it lies on the host's.
     `read_only`: `plan` or `host`, whose disk runs full, when new transactions are read-only because of it.
     """
 
@@ -338,6 +346,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     pending_restart: list[str] = []
     max_connections: int = 0
     disk_used: int = 0
+    disk_capacity: int = 0
     read_only: str = ""
     task: TaskResult | None = None
     pooler: str = ""

@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
 from pgherd.agent import agent as agent_module
+from pgherd.api.notifications import notifications
 from pgherd.drivers import disk
-from pgherd.spec import NodeSpec
+from pgherd.model.plan import PLANS
+from pgherd.spec import NodeSpec, NodeStatus
+from pgherd.telemetry import MEASURES
 from tests.plugins.host import RunningHost, rooted, until
 
 MIB = 1 << 20
@@ -163,6 +167,55 @@ def test_a_host_that_runs_short_stops_only_the_one_that_grows() -> None:
             connection.execute("drop table heap")
         host.sql(growing, "checkpoint")
         host.until(growing, lambda s: s.read_only == "", 60)
+
+
+@rooted
+def test_a_file_system_of_its_own_that_is_smaller_than_the_plan(host: RunningHost) -> None:
+    """Every percent is of it: what is refused, the notice, the metrics."""
+    plan = PLANS["hobbyist-2"]
+    node = host.running(disk_bytes=plan.disk_bytes)
+    node = host.change(node, desired="stopped")
+    host.until_in_force(node)
+    data = host.directory(node) / "data"
+    with file_system(700 * MIB) as own:
+        subprocess.run(["cp", "-a", f"{data}/.", str(own)], check=True)
+        os.chown(own, data.stat().st_uid, data.stat().st_gid)
+        own.chmod(0o700)
+        subprocess.run(["mount", "--bind", str(own), str(data)], check=True)
+        try:
+            node = host.change(node, desired="running")
+            host.until_in_force(node)
+            status = host.until(node, lambda s: s.disk_capacity > 0)
+            size = status.disk_capacity
+            assert 500 * MIB < size < 700 * MIB and status.disk_used < size
+            occupy(own, status, 92)
+            status = host.until(node, lambda s: s.disk_used >= 0.91 * size, 90)
+            assert note_of(status)["metadata"]["kind"] == "disk-nearly-full"
+            occupy(own, status, 98)
+            status = host.until(node, lambda s: s.read_only == "plan" and s.disk_used >= 0.97 * size, 90)
+            said = note_of(status)
+            assert (said["metadata"]["kind"], said["metadata"]["disk-size"]) == ("disk-full", size)
+            assert "0.6 of the 0.6 GiB of the service's own file system are used." in said["message"]
+            place = MEASURES.index("disk_usage")
+            until(lambda: any((sample.measured[place] or 0) > 90 for sample in host.link.sampled), 90)
+            node = host.change(node, desired="stopped")
+            host.until_in_force(node)
+        finally:
+            subprocess.run(["umount", "-l", str(data)], check=True)
+
+
+def occupy(place: Path, status: NodeStatus, percent: int) -> None:
+    """One file more, which costs no time to write, up to this share of a file system of the service's own."""
+    size = status.disk_capacity * percent // 100 - status.disk_used
+    subprocess.run(["fallocate", "-l", str(size), str(place / f"ballast-{percent}")], check=True)
+
+
+def note_of(status: NodeStatus) -> dict[str, Any]:
+    """The one notification of a service of the smallest plan that is in this state."""
+    nodes = [{"status": msgspec.to_builtins(status)}]
+    row = {"stopped_at": None, "phase": "running", "nodes": nodes, "verification": None}
+    (note,) = notifications(row, PLANS["hobbyist-2"])
+    return note
 
 
 @rooted

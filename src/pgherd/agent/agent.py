@@ -41,7 +41,7 @@ from pgherd.drivers.supervisor import Supervisor
 from pgherd.errors import Fault, Interrupted, PgherdError, Unavailable, Unsupported
 from pgherd.home import Home
 from pgherd.settings import Settings
-from pgherd.spec import HostFacts, JobStatus, NodeSpec, NodeState, NodeStatus, TaskResult
+from pgherd.spec import HostFacts, JobStatus, NodeSpec, NodeState, NodeStatus, TaskResult, disk_limit
 
 log = logging.getLogger("pgherd.agent")
 
@@ -315,7 +315,8 @@ class Agent:
             return None
         soon = self._tend(node, spec, convergence, seen)
         status = self._running(node, spec, seen)
-        self.telemetry.observed(convergence, seen, status.disk_used)
+        size = disk_limit(spec.disk_bytes, status.disk_capacity)
+        self.telemetry.observed(convergence, seen, status.disk_used, size)
         return status, _LOOK_AT_JOB if soon else _LOOK_EVERY
 
     def _tend(self, node: Node, spec: NodeSpec, convergence: Convergence, seen: Observation) -> bool:
@@ -355,9 +356,11 @@ class Agent:
         return self._running(node, spec, convergence.seen), 0.0 if spec.jobs else _LOOK_SOON
 
     def _running(self, node: Node, spec: NodeSpec, seen: Observation) -> NodeStatus:
-        used = self.watch.used(spec.node_id) or (node.status.disk_used if node.status else 0)
+        last = disk.Usage(node.status.disk_used, node.status.disk_capacity) if node.status else disk.Usage(0, 0)
+        usage = self.watch.usage(spec.node_id) or last
         return msgspec.structs.replace(
-            status_of(spec, "running", seen), task=node.task, pooler=node.pooler, jobs=node.jobs, disk_used=used,
+            status_of(spec, "running", seen), task=node.task, pooler=node.pooler, jobs=node.jobs,
+            disk_used=usage.used, disk_capacity=usage.capacity,
             origin=read_record(self.home.nodes / spec.node_id).origin,
         )  # fmt: skip
 

@@ -21,7 +21,7 @@ from pgherd.drivers.disk import Space, Usage
 from pgherd.drivers.postgres import Cluster, NotReady
 from pgherd.drivers.postgres_guard import Guard
 from pgherd.errors import PgherdError
-from pgherd.spec import DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE, NodeSpec
+from pgherd.spec import DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE, NodeSpec, disk_limit
 
 log = logging.getLogger("pgherd.agent")
 
@@ -68,7 +68,7 @@ class Meter:
         """Of the plan's disk, or of the service's own file system when that is smaller."""
         if self.usage is None:
             return 0.0
-        most = min((size for size in (self.spec.disk_bytes, self.usage.capacity) if size), default=0)
+        most = disk_limit(self.spec.disk_bytes, self.usage.capacity)
         return self.usage.used / most if most else 0.0
 
     @property
@@ -122,8 +122,13 @@ class Watch:
 
     def used(self, node_id: str) -> int:
         """Bytes that a node uses, as last measured."""
+        usage = self.usage(node_id)
+        return usage.used if usage else 0
+
+    def usage(self, node_id: str) -> Usage | None:
+        """What a node uses, as last measured; None: not yet."""
         meter = self.meters.get(node_id)
-        return meter.usage.used if meter and meter.usage else 0
+        return meter.usage if meter else None
 
     def is_full(self) -> bool:
         """Whether the host's file system has no room for as much as a segment of WAL."""

@@ -69,8 +69,8 @@ class Meters:
         """Whether the next observation shall bring the node's counters."""
         return time.monotonic() >= self._meters.setdefault(node_id, _Meter()).due
 
-    def take(self, convergence: Convergence, counted: Statistics, disk_used: int) -> None:
-        """Take a sample of a node that runs. Raises HostFault or OSError."""
+    def take(self, convergence: Convergence, counted: Statistics, disk_used: int, disk_size: int) -> None:
+        """Take a sample of a node that runs; the disk in bytes, and how many it may be. Raises HostFault or OSError."""
         spec, now = convergence.spec, time.monotonic()
         meter = self._meters.setdefault(spec.node_id, _Meter())
         meter.due = now + (EVERY if meter.at else SOON)
@@ -84,7 +84,7 @@ class Meters:
             meter.load += (1 - math.exp(-(elapsed or EVERY) / _LOAD_OVER)) * (used.running - meter.load)
         values = _measured(spec, meter, used, counted, elapsed) | {
             "disk_bytes": disk_used or None,
-            "disk_usage": _percent(disk_used, spec.disk_bytes) if disk_used else None,
+            "disk_usage": _percent(disk_used, disk_size) if disk_used and disk_size else None,
             "pool_clients": _sum(pooled, "cl_active", "cl_waiting"),
             "pool_waiting": _sum(pooled, "cl_waiting"),
         }
@@ -97,7 +97,7 @@ class Meters:
             if self.exports:
                 _ask_tables(convergence, meter)
             proven = convergence.host.repositories.record(spec.service_id)
-            text = msgspec.json.encode(_told(spec, meter, disk_used, pooled, proven)).decode()
+            text = msgspec.json.encode(_told(spec, meter, (disk_used, disk_size), pooled, proven)).decode()
             config_files.install(convergence.cluster.config, exporter.MEASURED, text, convergence.cluster.account)
 
     def unsent(self) -> list[Sample]:
@@ -198,11 +198,11 @@ def _network(now: Traffic | None, before: Traffic | None) -> dict[str, float | N
 
 
 def _told(
-    spec: NodeSpec, meter: _Meter, disk_used: int, pooled: dict[str, list[dict[str, str]]] | None, proven: Record
+    spec: NodeSpec, meter: _Meter, disk: tuple[int, int], pooled: dict[str, list[dict[str, str]]] | None, proven: Record
 ) -> dict[str, list[dict[str, Any]]]:
     """What the exporter tells beside what PostgreSQL knows; see `exporter.render_queries`."""
-    service: dict[str, Any] = {"cpus": spec.cpus, "memory_limit": spec.memory_bytes, "disk_limit": spec.disk_bytes}
-    service |= {"disk": disk_used, "load": meter.load, "at": time.time()}
+    service: dict[str, Any] = {"cpus": spec.cpus, "memory_limit": spec.memory_bytes, "disk_limit": disk[1]}
+    service |= {"disk": disk[0], "load": meter.load, "at": time.time()}
     service |= {"verified": proven.verified_at, "sound": int(proven.sound)}
     if meter.usage is not None:
         service |= {

@@ -74,14 +74,14 @@ class Telemetry:
             log.warning("node %s: its counters: %s", convergence.spec.node_id, error)
             return ask()
 
-    def observed(self, convergence: Convergence, seen: Observation, disk_used: int) -> None:
+    def observed(self, convergence: Convergence, seen: Observation, disk_used: int, disk_size: int) -> None:
         """A node that runs was observed: sample it, and look after its exporter. Never fails."""
         prepared = True
         with self._logged(convergence, "its sample"):
             if bytes(seen.more) != b"null":
                 counted = statistics.parse(bytes(seen.more))
                 prepared = counted.monitor
-                self._meters.take(convergence, counted, disk_used)
+                self._meters.take(convergence, counted, disk_used, disk_size)
         with self._logged(convergence, "its exporter"):
             self._ensure_exporter(convergence, prepared)
 

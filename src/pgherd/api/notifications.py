@@ -15,7 +15,7 @@ from psycopg.rows import DictRow
 
 from pgherd.model.plan import GIB, Plan
 from pgherd.model.service import how_to_start
-from pgherd.spec import DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE, Verification
+from pgherd.spec import DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE, Verification, disk_limit
 from pgherd.workflows.verify import summary
 
 _WAY_OUT = (
@@ -52,17 +52,20 @@ def _backups(verification: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _disk(status: dict[str, Any], plan: Plan) -> dict[str, Any] | None:
-    used, size = status.get("disk_used", 0), plan.disk_bytes
-    amount = f"{used / GIB:.1f} of the plan's {size / GIB:.0f} GiB of disk are used."
-    about = {"disk-used": used, "disk-size": size}
+    used, size = status.get("disk_used", 0), disk_limit(plan.disk_bytes, status.get("disk_capacity", 0))
+    larger, whole = "a larger plan", f"the plan's {size / GIB:.0f} GiB of disk"
+    if size < plan.disk_bytes:
+        larger, whole = "a larger file system", f"the {size / GIB:.1f} GiB of the service's own file system"
+    amount = f"{used / GIB:.1f} of {whole} are used."
+    about = {"disk-used": used, "disk-size": size, "limited-by": "plan" if size == plan.disk_bytes else "file-system"}
     if status.get("read_only") == "plan":
-        message = f"{amount}{_WAY_OUT} It ends by itself below {DISK_WRITABLE} %; a larger plan ends it at once."
+        message = f"{amount}{_WAY_OUT} It ends by itself below {DISK_WRITABLE} %; {larger} ends it at once."
         return _note("warning", "service_end_of_life", message, {"kind": "disk-full"} | about)
     if status.get("read_only") == "host":
         message = f"The host's disk runs short and this service grew fastest; {amount}{_WAY_OUT} It ends by itself."
         return _note("warning", "service_end_of_life", message, {"kind": "host-disk-full"} | about)
     if used * 100 >= size * DISK_NOTICE:
-        message = f"{amount} At {DISK_READ_ONLY} % it becomes read-only: delete data or take a larger plan."
+        message = f"{amount} At {DISK_READ_ONLY} % it becomes read-only: delete data or take {larger}."
         return _note("notice", "service_end_of_life", message, {"kind": "disk-nearly-full"} | about)
     return None
 

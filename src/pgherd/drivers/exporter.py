@@ -214,7 +214,7 @@ _MEASURED: Mapping[str, tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str
         ("memory_working_set_bytes", "memory", "GAUGE", "Memory of all processes of the service", "1"),
         ("memory_limit_bytes", "memory_limit", "GAUGE", "Memory of the plan", "1"),
         ("disk_used_bytes", "disk", "GAUGE", "Databases and WAL", "1"),
-        ("disk_limit_bytes", "disk_limit", "GAUGE", "Disk of the plan", "1"),
+        ("disk_limit_bytes", "disk_limit", "GAUGE", "Disk of the plan, or of a smaller file system of its own", "1"),
         ("disk_read_bytes_total", "read", "COUNTER", "Bytes read from the disk", "1"),
         ("disk_written_bytes_total", "written", "COUNTER", "Bytes written to the disk", "1"),
         ("load5", "load", "GAUGE", "Processes that run or wait for the disk, over 5 minutes", "1"),

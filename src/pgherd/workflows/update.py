@@ -16,6 +16,7 @@ from pgherd.model.plan import PLANS
 from pgherd.model.pool import check_sum
 from pgherd.model.service import Change, Wish, how_to_start
 from pgherd.settings import Settings
+from pgherd.spec import disk_limit
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
@@ -112,16 +113,19 @@ def _refuse_over_limits(settings: Settings, tx: Transaction, row: DictRow, memor
 
 
 def _refuse_smaller_disk(tx: Transaction, service: UUID, old: Wish, new: Wish) -> None:
-    """The new plan's disk holds 125 % of what is used now, as the hosted service demands."""
-    target = PLANS[new.plan].disk_bytes
-    if target >= PLANS[old.plan].disk_bytes:
-        return
-    used = max((node["status"] or {}).get("disk_used", 0) for node in tx.rows("nodes", service_id=service))
-    if used * 125 > target * 100:
-        raise Conflict(
-            f"plan: {new.plan} has {target / GIB:.0f} GiB of disk, but {used / GIB:.1f} GiB are used and a plan must"
-            " hold 125 % of that."
-        )
+    """The new plan's disk holds 125 % of what is used now, as the hosted service demands.
+
+    Where a smaller file system of the service's own is the limit before and after, the plan changes nothing about it.
+    """
+    for node in tx.rows("nodes", service_id=service):
+        status = node["status"] or {}
+        used, capacity = status.get("disk_used", 0), status.get("disk_capacity", 0)
+        before, after = (disk_limit(PLANS[wish.plan].disk_bytes, capacity) for wish in (old, new))
+        if after < before and used * 125 > after * 100:
+            raise Conflict(
+                f"plan: {new.plan} has {after / GIB:.0f} GiB of disk, but {used / GIB:.1f} GiB are used and a plan must"
+                " hold 125 % of that."
+            )
 
 
 def carry_out(run: Run) -> None:
