@@ -16,6 +16,7 @@ import msgspec
 import psycopg
 import pytest
 
+from pgherd import unprivileged
 from pgherd.agent import agent as agent_module
 from pgherd.api.notifications import notifications
 from pgherd.drivers import disk
@@ -104,6 +105,28 @@ def test_a_sort_that_fills_the_disk_is_ended(host: RunningHost) -> None:
     host.until(node, lambda s: s.read_only == "", 60)
 
 
+def test_what_the_platform_keeps_there_does_not_count(host: RunningHost) -> None:
+    """Neither a proof, nor what is made for a restore, nor what was there before one."""
+    node = host.running()
+    node = host.change(node, disk_bytes=600 * MIB)
+    host.until_in_force(node)
+    until(lambda: host.agent.watch.used(node.node_id))
+    before, data = time.monotonic(), host.directory(node) / "data"
+    places = "proof making made-x returning before-x"
+    script = f'cd "$1"; for d in {places}; do mkdir $d; fallocate -l {150 * MIB} $d/f; done'
+    assert unprivileged.run(host.account(node), ["/bin/sh", "-c", script, "sh", str(data)]).code == 0
+    try:
+        until(lambda: host.agent.watch.meters[node.node_id].at > before)
+        assert host.agent.watch.used(node.node_id) < 300 * MIB
+        with host.connect(node) as connection:
+            connection.execute("create table writable (i int)")
+        assert unprivileged.run(host.account(node), ["fallocate", "-l", str(600 * MIB), f"{data}/pgdata/f"]).code == 0
+        assert is_loaded(host, node) == "plan"
+    finally:
+        host.change(node, desired="absent")
+        host.until(node, lambda s: s.state == "absent")
+
+
 @contextlib.contextmanager
 def file_system(size: int) -> Iterator[Path]:
     """A directory on an ext4 file system of its own."""
@@ -131,6 +154,22 @@ def host_on(home: Path, reserve: int) -> Iterator[RunningHost]:
     finally:
         host.close()
         agent_module._LOOK_EVERY = usual
+
+
+@rooted
+def test_what_the_platform_keeps_in_a_file_system_of_the_service_s_own() -> None:
+    """It takes room there, but is not the service's."""
+    with file_system(300 * MIB) as data:
+        (data / "proof").mkdir()
+        for place, size in (("proof/f", 90), ("f", 20)):
+            (data / place).write_bytes(b"1" * (size * MIB))
+        found = disk.usage(data, [], None)
+        assert 90 <= found.beside / MIB < 91 and 20 <= found.used / MIB < 60
+        assert disk.usage(data, [], None, found) is found
+        (data / "proof/f").unlink()
+        os.sync()
+        again = disk.usage(data, [], None, found)
+        assert again.beside < MIB and abs(again.used - found.used) < 2 * MIB
 
 
 @rooted

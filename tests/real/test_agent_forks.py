@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
+from pgherd.agent import disk
 from pgherd.spec import Job, NodeSpec, Origin
 from tests.plugins.host import RunningHost, until
 from tests.plugins.objects import Bucket
@@ -160,6 +161,21 @@ def test_a_fork_has_exactly_what_was_committed_by_then(host: RunningHost, histor
         host.until_in_force(spec, 90)
         assert history.rows(spec) == rows
         host.change(spec, desired="absent")
+
+
+def test_a_restore_that_the_disk_has_no_room_for_is_not_begun(
+    host: RunningHost, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = history.rows()
+    monkeypatch.setattr(disk, "kept_free", lambda cluster, percent: 1 << 60)
+    given = Origin(secrets.token_hex(8), source=history.node.node_id, own=True, target=history.moments[-1][0])
+    spec = host.change(history.node, origin=given, keep_aside=True)
+    status = host.until(spec, lambda s: s.refused == spec.generation, 60)
+    assert status.reason.startswith("Not enough disk: ") and status.state == "running", status
+    assert history.rows() == rows
+    assert not (host.directory(spec) / "data" / "making").exists()
+    history.node = host.change(spec, origin=None, keep_aside=False)
+    host.until_in_force(history.node)
 
 
 def test_a_corrupt_newest_backup_is_passed_over(host: RunningHost, history: History) -> None:

@@ -96,6 +96,7 @@ class Agent:
             Repositories(self.home, pgbackrest.program(settings.pgbackrest), private_key),
             Jobs(self.home, self.supervisor, max(1, cores // 2), self._look_again),
             Deleted(self.home.agent / "deleted"), Makings(self._look_again), self._spec_of,
+            settings.host_disk_reserve_percent,
         )  # fmt: skip
         self.unknown = Unknown(self.host.private_key)
         self.platform = Platform(self.home, self.host.jobs, self.host.repositories.program)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import backups, disk, exporting, features, origins, owned, pooling, report, tasks, warm
+from pgherd.agent import backups, disk, exporting, features, origins, owned, pooling, proofs, report, tasks, warm
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.makings import Makings
 from pgherd.agent.origins import Impossible, Source
@@ -71,6 +71,7 @@ class Host:
     deleted: Deleted
     makings: Makings
     spec_of: Callable[[str], NodeSpec | None]  # of another node of this host
+    reserve_percent: int = 0  # of its disk
 
 
 class Broken(HostFault):
@@ -134,7 +135,7 @@ class Convergence:
     def _stop(self) -> None:
         export = exporting.service_name(self.spec.node_id)
         self.host.makings.cancel(self.spec.node_id)
-        self._do("jobs", lambda: self.host.jobs.end_others(self.spec.node_id))
+        self._do("jobs", self._end_jobs)
         self._do("exporter", lambda: self.host.supervisor.down(export, _STOP_PATIENCE))
         self._do("pools", lambda: self.host.supervisor.down(pooling.service_name(self.spec.node_id), _STOP_PATIENCE))
         self._do("stop", lambda: self.host.supervisor.down(self.service, _STOP_PATIENCE))
@@ -224,7 +225,7 @@ class Convergence:
 
         supply = Supply(
             self.host.repositories, self.host.makings, self.spec, self._origin, self.cluster, limits.cores(),
-            self._source, stop, kill, self.overtaken,
+            self._source, stop, kill, self.overtaken, self.host.reserve_percent,
         )  # fmt: skip
         supply.ensure()
 
@@ -273,6 +274,17 @@ class Convergence:
         return self.host.repositories.configure(
             repository, cluster, queue=backups.queue(self.spec), processes=pgbackrest.beside(limits.cores())
         )
+
+    def _end_jobs(self) -> None:
+        """What a proof leaves goes with it; that it cannot be deleted prevents no stop."""
+
+        def clear() -> None:
+            try:
+                proofs.clear(self.cluster)
+            except (PgherdError, OSError) as error:
+                log.warning("node %s: %s", self.spec.node_id, error)
+
+        self.host.jobs.end_others(self.spec.node_id, clear={"verify": clear})
 
     def _remove_repository(self) -> None:
         if self.spec.repository is not None:

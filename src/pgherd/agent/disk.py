@@ -21,7 +21,7 @@ from pgherd.drivers.disk import Space, Usage
 from pgherd.drivers.postgres import Cluster, NotReady
 from pgherd.drivers.postgres_guard import Guard
 from pgherd.errors import PgherdError
-from pgherd.spec import DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE, NodeSpec, disk_limit
+from pgherd.spec import DISK_NOTICE, DISK_READ_ONLY, DISK_WRITABLE, NodeSpec
 
 log = logging.getLogger("pgherd.agent")
 
@@ -65,11 +65,13 @@ class Meter:
 
     @property
     def share(self) -> float:
-        """Of the plan's disk, or of the service's own file system when that is smaller."""
+        """Of the plan's disk, or of the service's own file system when less of that is left; there the platform's
+        files take room too."""
         if self.usage is None:
             return 0.0
-        most = disk_limit(self.spec.disk_bytes, self.usage.capacity)
-        return self.usage.used / most if most else 0.0
+        planned = self.usage.used / self.spec.disk_bytes if self.spec.disk_bytes else 0.0
+        own = (self.usage.used + self.usage.beside) / self.usage.capacity if self.usage.capacity else 0.0
+        return max(planned, own)
 
     @property
     def left(self) -> float:
@@ -180,14 +182,14 @@ class Watch:
         return age >= (_RARELY if self._moved - meter.moved >= _FAST else _IDLE) or growth >= max(left / 4, _FAST)
 
     def _reserve(self, host: Space) -> int:
-        return min(host.total * self._percent // 100, MOST_RESERVE)
+        return reserve_of(host, self._percent)
 
     # --- one service, in a thread of the pool --------------------------------------------------------------
 
     def _measure(self, node_id: str, meter: Meter) -> None:
         begun, grown, moved, cluster = time.monotonic(), self._grown, self._moved, meter.cluster
         try:
-            usage = disk.usage(cluster.directory / "data", [cluster.run], cluster.account)
+            usage = disk.usage(cluster.directory / "data", [cluster.run], cluster.account, meter.usage)
             if meter.usage is not None and begun > meter.at:
                 meter.rate = max(0.0, (usage.used - meter.usage.used) / (begun - meter.at))
             meter.usage = usage
@@ -281,6 +283,24 @@ class Watch:
         meter.busy = True
         self._pool.submit(switch)
         return True
+
+
+def reserve_of(host: Space, percent: int) -> int:
+    """Bytes of the host's file system that are kept free."""
+    return min(host.total * percent // 100, MOST_RESERVE)
+
+
+def kept_free(cluster: Cluster, percent: int) -> int:
+    """Bytes that what the platform makes beside a node's data must leave free, so that no service becomes read-only.
+
+    `percent`: the host's reserve. Of a file system of the node's own it is what makes it writable again.
+    """
+    data = cluster.directory / "data"
+    own = disk.space(data)
+    if disk.is_apart(data):
+        return own.total * (100 - DISK_WRITABLE) // 100
+    reserve = reserve_of(own, percent)
+    return reserve + reserve // 10
 
 
 def guard_of(cluster: Cluster) -> Guard:

@@ -19,7 +19,7 @@ from pathlib import Path
 from pgherd import failpoints
 from pgherd.agent.makings import Making
 from pgherd.agent.repositories import Repositories
-from pgherd.drivers import live_copy, pgbackrest, postgres, recovery
+from pgherd.drivers import disk, live_copy, pgbackrest, postgres, recovery
 from pgherd.drivers.pgbackrest import Info
 from pgherd.drivers.postgres import Cluster
 from pgherd.drivers.recovery import Recovered
@@ -28,6 +28,7 @@ from pgherd.spec import Backup, Origin, Repository
 from pgherd.unprivileged import Answer, run
 
 _DAY = 86_400.0  # seconds; a copy or a restore that takes longer is given up
+_ROOM = 512 << 20  # bytes beside the data itself: segments while it recovers
 _MARK_PATIENCE = 90.0  # seconds for the source's newest segment to arrive in its archive
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -57,7 +58,8 @@ class Source:
 class Maker:
     """Makes the data of one origin for the cluster of one node.
 
-    `source`: the node that is copied, or whose newest segment the archive needs; `repository`: what is restored.
+    `source`: the node that is copied, or whose newest segment the archive needs; `repository`: what is restored;
+    `reserve`: bytes of disk that stay free.
     """
 
     repositories: Repositories
@@ -67,6 +69,7 @@ class Maker:
     repository: Repository | None
     cores: int
     making: Making
+    reserve: int = 0
 
     @property
     def data(self) -> Path:
@@ -98,6 +101,8 @@ class Maker:
             return None
         self.making.step = "copies the data"
         self._clear()
+        if not disk.shares_blocks(self.data):
+            self._check_room(disk.size(source.cluster.account, source.cluster.directory / "data", ["pgdata"]))
         psql, env = postgres.session(source.cluster, "postgres", {"statement_timeout": "0", "lock_timeout": "0"})
         try:
             live_copy.copy(
@@ -156,6 +161,7 @@ class Maker:
             program, config, backup=backup.name, target=options, pgdata=self.aside, delta=True, archive=True
         )
         left = run(self.cluster.account, ["test", "-e", str(self.aside)]).code == 0
+        self._check_room(backup.size)
         self._ensure_aside()
         answer = self._run(argv, timeout=_DAY)
         if answer.code != 0 and left:
@@ -190,6 +196,16 @@ class Maker:
         if not recovered.timeline:
             raise HostFault("The earlier data does not recover.", detail=repository.service_id)
         return Made(0, recovered.timeline)
+
+    def _check_room(self, wanted: int) -> None:
+        """Raise Impossible when `wanted` bytes of data, less what is there of them already, would fill the disk."""
+        there = disk.size(self.cluster.account, self.data, [self.aside.name])
+        need, free = max(0, wanted * 11 // 10 + _ROOM - there), disk.space(self.data).free - self.reserve
+        if free < need:
+            raise Impossible(
+                f"Not enough disk: {need >> 20} MiB are needed, {max(0, free) >> 20} MiB are free above what is kept"
+                " for the services."
+            )
 
     # --- recovery ------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pgherd import failpoints
-from pgherd.agent import origins, report
+from pgherd.agent import disk, origins, report
 from pgherd.agent.makings import Making, Makings
 from pgherd.agent.origins import Impossible, Made, Maker, Source
 from pgherd.agent.records import Record, note, read_record
@@ -28,7 +28,7 @@ class Supply:
     """One run for one node. `origin`: the spec's, unless it was in force before.
 
     `cluster_of` gives another node's cluster and whether it runs, None: it is not on this host. `stop` ends the node's
-    servers, `kill` does so without asking them.
+    servers, `kill` does so without asking them. `reserve`: percent of the host's disk that stay free.
     """
 
     repositories: Repositories
@@ -41,6 +41,7 @@ class Supply:
     stop: Callable[[], None]
     kill: Callable[[], None]
     overtaken: Callable[[], bool]
+    reserve: int = 0
 
     def ensure(self) -> bool:
         """The data is the spec's; returns whether it was exchanged. Raises NotReady while it is made, Impossible."""
@@ -88,7 +89,8 @@ class Supply:
         def work(making: Making) -> Made:
             repository = origin.repository or self.spec.repository
             source = self.cluster_of(origin.source) if origin.source else None
-            maker = Maker(self.repositories, origin, self.cluster, source, repository, self.cores, making)
+            free = disk.kept_free(self.cluster, self.reserve)
+            maker = Maker(self.repositories, origin, self.cluster, source, repository, self.cores, making, free)
             return maker.make()
 
         making = self.makings.ensure(self.spec.node_id, origin.id, work)
