@@ -240,8 +240,8 @@ class Verification(msgspec.Struct, frozen=True):
     """What came of restoring a backup and looking at all there is; sound when there is no problem.
 
     `backup` was restored and recovered to `lsn`, and with it to the transaction of `recovered_to`; `wal` was the newest
-    archived segment when it began. `rows` is PostgreSQL's estimate. `broken`: no point in time in these spans can be
-    restored. `impossible`: why it could not be carried out; the rest is empty then.
+    archived segment when it began. `rows` were counted. `broken`: no point in time in these spans can be restored.
+    `impossible`: why it, or a part of it, could not be carried out; the rest is what was found all the same.
     """
 
     backup: str = ""

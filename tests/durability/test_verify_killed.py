@@ -6,27 +6,45 @@ import pytest
 
 from tests.contract.processes import metadata
 from tests.durability.kills import arm, disarm, trace
+from tests.e2e.test_verification import flip
 from tests.plugins.instance import Instance, until
 
 pytestmark = pytest.mark.repository
 
-PLACES = ("agent job verify start end kill", "agent job verify finish begin kill", "worker verify before record kill")
+PLACES = (
+    "agent job verify start end kill",
+    "agent job verify finish begin kill",
+    "agent job verify finish recorded kill",
+    "agent job verify finish end kill",
+    "worker verify before record kill",
+)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_verify_killed(fragile: Instance) -> None:
     trace(fragile)
     name = fragile.create()
     fragile.run("backup", "create", name)
     service = metadata(fragile, f"select id from service where name = '{name}'")
     ended = f"select count(*) from operation where service_id = '{service}' and kind = 'verify' and state = 'success'"
+    kept = f"select count(*) from verification where service_id = '{service}' and state = 'sound'"
     for count, place in enumerate(PLACES, 1):
+        metadata(fragile, f"delete from verification where service_id = '{service}'")
         arm(fragile, place)
         operation = fragile.call("POST", f"/pgherd/v1/service/{name}/verification").json()
         done = fragile.finished(operation, 90)
         assert disarm(fragile), f"{place} was not passed"
         assert done["state"] == "success", f"{place}: {done}"
         assert metadata(fragile, ended) == str(count)
+        assert metadata(fragile, kept) == "1", f"{place}: what was found is lost"
         until(lambda: not list(fragile.home.glob("nodes/*/data/proof*")), 20, "nothing of the proof is left")
         assert fragile.processes("data/proof") == []
+    bundles = (fragile.home / "backups" / service / "repo/backup/main").glob("2*/bundle/*")
+    flip(bundle := max(bundles, key=lambda path: path.stat().st_size), bundle.stat().st_size // 2)
+    for place in PLACES[1:4]:
+        arm(fragile, place)
+        operation = fragile.call("POST", f"/pgherd/v1/service/{name}/verification").json()
+        done = fragile.finished(operation, 90)
+        assert disarm(fragile), f"{place} was not passed"
+        assert done["state"] == "failure" and "is damaged" in done["message"], f"{place}: {done}"
     fragile.delete(name)

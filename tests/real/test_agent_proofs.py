@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from pgherd.agent import disk
+from pgherd.drivers import proof_child
 from pgherd.drivers.proof_child import SEGMENT
 from pgherd.spec import Job, JobStatus, NodeSpec, Verification
 from tests.plugins.host import RunningHost, until
@@ -119,8 +121,55 @@ def test_sound(host: RunningHost, node: NodeSpec) -> None:
     assert found.problems == [] and found.broken == [] and not found.impossible
     assert status.repository and found.backup == status.repository.backups[-1].name
     assert found.wal == newest and found.lsn and found.recovered_to
-    assert (found.databases, found.tables) == (3, 2) and found.seconds > 0
+    assert (found.databases, found.tables, found.rows) == (3, 2, 5000 + 10 + 3) and found.seconds > 0
     assert host.sql(node, "select count(*) from pg_extension where extname = 'amcheck'") == "0\n"
+
+
+def test_no_room(host: RunningHost, node: NodeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk has no room for is not begun; all else is looked at."""
+    monkeypatch.setattr(disk, "kept_free", lambda cluster, percent: 1 << 60)
+    node = begin(host, node)
+    status = until(lambda: (s := status_of(host, node)) and s.state == "failed" and s, 60)
+    assert status.reason.startswith("Not enough disk to restore") and status.verification.impossible == status.reason
+    assert status.verification.problems == [] and status.verification.backup
+    assert leftovers(host, node) == []
+
+
+def test_a_service_above_half_of_its_disk_stays_writable(host: RunningHost, node: NodeSpec) -> None:
+    """The copy is as large as the service; a service that is read-only would lose its writers."""
+    until(lambda: host.agent.watch.used(node.node_id))
+    used = host.agent.watch.used(node.node_id)
+    node = host.change(host.link.wished[node.node_id], disk_bytes=used * 5 // 4)
+    host.until_in_force(node)
+    before, seen = len(host.link.history), host.agent.watch.meters[node.node_id].at
+    node, found = verified(host, node)
+    assert found.problems == [] and not found.impossible
+    assert host.agent.watch.meters[node.node_id].at > seen, "it was measured meanwhile"
+    assert {status.read_only for status in host.link.history[before:] if status.node_id == node.node_id} == {""}
+    node = host.change(node, disk_bytes=8 << 30, jobs=[])
+    host.until_in_force(node)
+
+
+def test_a_proof_that_says_nothing_is_no_proof(
+    host: RunningHost, node: NodeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = host.home / "silent.py"
+    silent.write_text("")
+    monkeypatch.setattr(proof_child, "__file__", str(silent))
+    node = begin(host, node)
+    status = until(lambda: (s := status_of(host, node)) and s.state in ("done", "failed") and s, 60)
+    assert (status.state, status.reason) == ("failed", "It ended without saying what it found.")
+
+
+def test_stopped(host: RunningHost, node: NodeSpec) -> None:
+    """A stop ends a proof, and nothing of it is left meanwhile."""
+    node = begin(host, node)
+    until((host.directory(node) / "data/proof/postgresql.conf").exists, 60)
+    node = host.change(node, desired="stopped", jobs=[])
+    host.until_in_force(node, 60)
+    assert leftovers(host, node) == []
+    node = host.change(node, desired="running")
+    host.until_in_force(node, 60)
 
 
 def test_killed_and_withdrawn(host: RunningHost, node: NodeSpec) -> None:
@@ -167,6 +216,12 @@ def test_damage_in_the_repository(host: RunningHost, node: NodeSpec) -> None:
     assert found.problems[:2] == [f"WAL segment {missing} is missing.", f"WAL segment {last[0]} is damaged."]
     assert "Recovery ends" in found.problems[2] or "does not recover" in found.problems[2]
     assert len(found.broken) == 2 and found.broken[0].end == backups[1].ended_at <= found.broken[1].start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "kept_free", lambda cluster, percent: 1 << 60)
+        node, partly = verified(host, node)
+    assert partly.problems == found.problems[:2] and partly.broken[0] == found.broken[0], "what is found first stays"
+    assert len(partly.broken) == 2
+    assert partly.impossible.startswith("Not enough disk to restore")
     repository.flip(last[1], 600)
     repository.write(name, content)
 

@@ -326,6 +326,7 @@ class Agent:
         tending = Tending(
             self.host.repositories, self.host.jobs, spec, convergence.cluster, node.care,
             lambda work: self._beside.start(work, lambda: self._look_again(spec.node_id)), groups,
+            self.settings.host_disk_reserve_percent,
         )  # fmt: skip
         node.jobs = tending.carry_out(seen.archiver, idle=not self._converges())
         return any(job.state in ("waiting", "running") for job in node.jobs) or not tending.settled

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pgherd import failpoints, unprivileged
-from pgherd.agent import proofs, report
+from pgherd.agent import disk, proofs, report
 from pgherd.agent.jobs import Jobs, Work
 from pgherd.agent.repositories import Repositories
 from pgherd.drivers import pgbackrest
@@ -97,7 +97,7 @@ class Care:
 class Tending:
     """One look after the repository and the jobs of a node whose PostgreSQL runs; it waits for nothing.
 
-    `beside` starts what takes its time; `groups`: the node's control groups.
+    `beside` starts what takes its time; `groups`: the node's control groups; `reserve`: percent of the host's disk.
     """
 
     repositories: Repositories
@@ -107,6 +107,7 @@ class Tending:
     care: Care
     beside: Beside
     groups: list[Path] = field(default_factory=list)
+    reserve: int = 0
 
     def carry_out(self, archiver: Archiver | None, *, idle: bool) -> list[JobStatus]:
         """Do what is due; `care.status` is then what is known. `idle`: nobody waits for the host.
@@ -210,7 +211,8 @@ class Tending:
     def _work(self, job: Job) -> Work:
         program, config = self.repositories.installed(), self.cluster.config
         if job.name == "verify":
-            return proofs.work(self.repositories, self.spec, self.cluster, job, self.groups)
+            free = disk.kept_free(self.cluster, self.reserve)
+            return proofs.work(self.repositories, self.spec, self.cluster, job, self.groups, free)
         if job.name != "backup":
             raise HostFault(f"This host knows no job {job.name}.")
         argv = pgbackrest.backup(program, config, full=job.full, fast=not job.scheduled)

@@ -47,9 +47,9 @@ class Work:
 
     `progress` and `complaint` read the last lines of its log, which are a tenant's words: bounded, and for show only.
     `urgent`: it does not wait for its turn. `finish` follows when the program ended well, beside all else, and may
-    run again; the job is done when it is. `alone`: no second one of its name on the host,
-    and no other waits for it. `network`: see `Service`. `result` reads what the program has found; with that the job is
-    done, however it ended. `made`: whether what the program was to make is there, begun at that time or later: it may
+    run again; the job is done when it is. `alone`: no second one of its name on the host, and no other waits for it.
+    `network`: see `Service`. `result` reads what the program has found; with that the job is done, however it ended,
+    and without it failed. `made`: whether what the program was to make is there, begun at that time or later: it may
     have been killed when all was done but its end. `clear` removes what a killed one has left.
     """
 
@@ -62,7 +62,7 @@ class Work:
     finish: Callable[[], Future[Any]] | None = None
     alone: bool = False
     network: bool = True
-    result: Callable[[], Verification | None] = lambda: None
+    result: Callable[[], Verification | None] | None = None
     made: Callable[[str], bool] = lambda since: False
     clear: Callable[[], None] = lambda: None
 
@@ -176,14 +176,20 @@ class Jobs:
         if code >= _KILLED and record.tries < _TRIES:
             (directory / "exit").unlink()
             return self._running(node_id, job, record, work)
-        if (found := work.result()) is not None:
+        if work.result is not None and (found := work.result()) is not None:
+            # Recorded first: an agent that takes over finds either what was found or the record of it.
             failpoints.passing(f"job {job.name} finish begin")
+            closed = self._close(node_id, job, record, "" if found.problems else found.impossible, found)
+            failpoints.passing(f"job {job.name} finish recorded")
             work.clear()
-            return self._close(node_id, job, record, found.impossible, found)
+            failpoints.passing(f"job {job.name} finish end")
+            return closed
         if code != 0:
             lines = self._supervisor.last_lines(service_name(node_id, job.name))
             said = work.complaint(lines) if code < _KILLED else f"It was ended by signal {code - _KILLED}."
             return self._close(node_id, job, record, said or f"It ended with code {code}.")
+        if work.result is not None:
+            return self._close(node_id, job, record, "It ended without saying what it found.")
         if work.finish is not None and not self._finished(job, work.finish):
             return JobStatus(job.id, job.name, "running", progress=1.0, started_at=record.started_at)
         return self._close(node_id, job, record, "")

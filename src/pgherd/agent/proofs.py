@@ -30,14 +30,17 @@ _MOST = 20
 _NEEDED = {"max_prepared_transactions": "0", "max_locks_per_transaction": "64"}
 
 
-def work(repositories: Repositories, spec: NodeSpec, cluster: Cluster, job: Job, groups: list[Path]) -> Work:
-    """What the job runs. It reaches the network only where the repository is there."""
+def work(
+    repositories: Repositories, spec: NodeSpec, cluster: Cluster, job: Job, groups: list[Path], reserve: int
+) -> Work:
+    """What the job runs; it leaves `reserve` bytes of disk free. It reaches the network only where the repository is
+    there."""
     assert spec.repository is not None
     place = _place(cluster)
     asked = {
         "work": str(place), "socket": str(_socket(cluster)), "result": str(_result(cluster)),
         "bin": str(cluster.program.bin), "live": str(cluster.run), "live_pgdata": str(cluster.pgdata),
-        "port": cluster.port, "scheduled": job.scheduled,
+        "port": cluster.port, "scheduled": job.scheduled, "reserve": reserve,
         "pgbackrest": pgbackrest.command(repositories.installed(), cluster.config, "")[:-1],
         "settings": {name: str(spec.settings.get(name, usual)) for name, usual in _NEEDED.items()},
     }  # fmt: skip
@@ -76,7 +79,7 @@ def found(cluster: Cluster) -> Verification | None:
 def _noted(repositories: Repositories, spec: NodeSpec, cluster: Cluster) -> Verification | None:
     """The same, noted for the metrics."""
     told = found(cluster)
-    if told is not None and not told.impossible:
+    if told is not None and (told.problems or not told.impossible):
         record = repositories.record(spec.service_id)
         record.sound = not told.problems
         record.verified_at = time.time() if record.sound else record.verified_at

@@ -98,7 +98,7 @@ def _verification(row: dict[str, Any]) -> dict[str, Any]:
         "problems": found.problems, "broken": msgspec.to_builtins(found.broken),
     }  # fmt: skip
     if found.impossible:
-        shown["problems"] = [found.impossible]
+        shown["problems"] = [*found.problems, found.impossible]
     for field, value in (("lsn", found.lsn), ("recovered-to", found.recovered_to)):
         if value:
             shown[field] = value

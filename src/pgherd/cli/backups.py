@@ -78,7 +78,7 @@ def _proof(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("Backups", found["state"]),
         ("Restored", found["backup"]),
         ("Recovered to", f"{found.get('lsn', '')} {found.get('recovered-to', '')}".strip()),
-        ("Looked at", f"{found['databases']} databases, {found['tables']} tables, about {found['rows']} rows"),
+        ("Looked at", f"{found['databases']} databases, {found['tables']} tables, {found['rows']} rows"),
         ("Took", f"{found['seconds']:.0f} s"),
     ]
 

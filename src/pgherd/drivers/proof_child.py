@@ -22,16 +22,26 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 _PORT = 1  # of the throw-away server: only a name, it listens on its socket alone
 _RATE = "64M"  # bytes a second at most that are read of the living cluster
 #: What wins over what a tenant has set for a database.
-_OPTIONS = "-c search_path=pg_catalog -c role=none -c default_transaction_read_only=off -c jit=off"
-_MARGIN = 1 << 30  # bytes of disk that stay free
+_OPTIONS = "-c search_path=pg_catalog -c role=none -c default_transaction_read_only=off -c jit=off -c lc_messages=C"
+_MARGIN = 1 << 30  # bytes of disk beside the data itself: segments while it recovers
 _MOST = 20  # problems that are told
 _WORD = 300  # characters of one
+#: Counts the rows of each table, from the table itself; a hypertable's are in its chunks. Runs nothing of a tenant's.
+_COUNTING = r"""
+set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off;
+select pg_catalog.format('select pg_catalog.count(*) from only %I.%I', n.nspname, c.relname) from pg_catalog.pg_class c
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_am a on a.oid = c.relam
+ where c.relkind in ('r', 'm') and c.relispopulated and a.amname = 'heap' and c.relpersistence <> 't'
+   and n.nspname not in ('pg_catalog', 'information_schema') order by c.oid \gexec
+"""
 SEGMENT = re.compile(r"\d+-\d+/[0-9A-F]{16}/([0-9A-F]{24})-[0-9a-f]{40}")
 
 
@@ -151,6 +161,7 @@ class Proof:
         self.work, self.socket, self.bin = asked["work"], asked["socket"], asked["bin"]
         self.pgdata = os.path.join(self.work, "pgdata")
         self.problems: list[str] = []
+        self.obstacles: list[str] = []
         self.found: dict[str, Any] = {"problems": self.problems, "broken": []}
         self.began = time.monotonic()
 
@@ -158,25 +169,48 @@ class Proof:
         """All of it; the exit code."""
         self._clear()
         try:
-            info = self._info()
-            self._step(0.02, "reading the repository")
-            self._repository(info)
-            self._step(0.3, "restoring")
-            if self._restored(info):
-                self._recovered(info)
-            self._step(0.85, "reading the living cluster")
-            self._living()
+            self._parts()
         finally:
             self._clear()
         self.found["seconds"] = round(time.monotonic() - self.began, 1)
+        if self.obstacles:
+            self.found["impossible"] = " ".join(self.obstacles)[:_WORD]
         del self.problems[_MOST:], self.found["broken"][_MOST:]
-        self.leave(self.found)
+        self._leave()
         return 0
 
-    def leave(self, found: dict[str, Any]) -> None:
+    def _parts(self) -> None:
+        """One part that cannot be carried out neither hides what others find nor prevents them, as far as they can."""
+        info: dict[str, Any] = {}
+        with self._part(0.01, "looking"):
+            info = self._info()
+        if not info:
+            return
+        with self._part(0.02, "reading the repository"):
+            self._repository(info)
+        if not self.obstacles:  # of a repository that does not answer, a failing restore says nothing
+            with self._part(0.3, "restoring"):
+                if self._restored(info):
+                    self._recovered(info)
+        with self._part(0.85, "reading the living cluster"):
+            self._living()
+
+    @contextlib.contextmanager
+    def _part(self, progress: float, what: str) -> Iterator[None]:
+        self._step(progress, what)
+        try:
+            yield
+        except Impossible as error:
+            self.obstacles.append(str(error))
+        except Exception as error:  # a full disk, an answer that nobody foresaw
+            traceback.print_exc()
+            words = error.strerror if isinstance(error, OSError) else str(error)
+            self.obstacles.append(f"{what.capitalize()} failed: {type(error).__name__}: {words}.")
+
+    def _leave(self) -> None:
         """Write down what was found, at once or not at all."""
         with open(self.asked["result"] + ".new", "w") as file:
-            json.dump(found, file)
+            json.dump(self.found, file)
         os.rename(self.asked["result"] + ".new", self.asked["result"])
 
     # --- the repository ---
@@ -196,9 +230,6 @@ class Proof:
         info["backup"].sort(key=lambda backup: backup["timestamp"]["stop"])
         newest = info["backup"][-1]
         self.found |= {"backup": newest["label"], "wal": (info["archive"] or [{}])[-1].get("max") or ""}
-        need, free = newest["info"]["size"] * 11 // 10 + _MARGIN, _free(self.work)
-        if free < need:
-            raise Impossible(f"Not enough disk to restore: {need >> 20} MiB are needed, {free >> 20} MiB are free.")
         return info
 
     def _repository(self, info: dict[str, Any]) -> None:
@@ -226,6 +257,13 @@ class Proof:
     # --- the copy ---
 
     def _restored(self, info: dict[str, Any]) -> bool:
+        need = info["backup"][-1]["info"]["size"] * 11 // 10 + _MARGIN
+        free = max(0, _free(self.work) - self.asked["reserve"])
+        if free < need:
+            raise Impossible(
+                f"Not enough disk to restore: {need >> 20} MiB are needed, {free >> 20} MiB are free above what is kept"
+                " for the services."
+            )
         os.makedirs(self.pgdata, 0o700)
         label = info["backup"][-1]["label"]
         words = [f"--set={label}", f"--pg1-path={self.pgdata}", "--archive-mode=off", "--job-retry=1", "restore"]
@@ -327,17 +365,8 @@ class Proof:
 
     def _counted(self) -> None:
         databases = self._psql("postgres", "select datname from pg_database where datallowconn order by 1").splitlines()
-        tables = rows = 0
-        for database in databases:
-            counted = self._psql(
-                database,
-                "select count(*) || ' ' || coalesce(sum(greatest(reltuples, 0)), 0)::bigint from pg_catalog.pg_class c"
-                " join pg_catalog.pg_namespace n on n.oid = c.relnamespace where relkind in ('r', 'm')"
-                " and nspname not in ('pg_catalog', 'information_schema')",
-            ).split()
-            if len(counted) == 2:
-                tables, rows = tables + int(counted[0]), rows + int(counted[1])
-        self.found |= {"databases": len(databases), "tables": tables, "rows": rows}
+        counts = [int(line) for database in databases for line in self._psql(database, _COUNTING).splitlines()]
+        self.found |= {"databases": len(databases), "tables": len(counts), "rows": sum(counts)}
 
     # --- the living cluster ---
 
@@ -365,15 +394,18 @@ class Proof:
         return ["-h", self.socket, "-p", str(_PORT), "-U", "postgres", "-w"]
 
     def _psql(self, database: str, query: str) -> str:
-        env = {"PGDATABASE": database, "PGOPTIONS": f"{_OPTIONS} -c statement_timeout=10min"}
-        ended = self._call([f"{self.bin}/psql", "-XqAt", *self._door(), "-c", query], env=env)
-        if ended.returncode != 0:
+        # What a statement may take is what the job may; one that fails keeps no other from being run.
+        env = {"PGDATABASE": database, "PGOPTIONS": f"{_OPTIONS} -c statement_timeout=0"}
+        ended = self._call([f"{self.bin}/psql", "-XqAt", *self._door()], env=env, text=query)
+        if ended.returncode != 0 or "ERROR: " in ended.stderr:
             self._problem(f"The restored database {database}: {_last(ended.stderr)}")
         return ended.stdout.strip()
 
-    def _call(self, argv: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def _call(
+        self, argv: list[str], env: dict[str, str] | None = None, text: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+            argv, input=text, capture_output=True, text=True, errors="replace", check=False,
             close_fds=False, env={**os.environ, **(env or {})},
         )  # fmt: skip
 
@@ -412,12 +444,7 @@ def _last(said: str) -> str:
 
 def main() -> int:
     """Carry out what the one argument asks for."""
-    proof = Proof(json.loads(sys.argv[1]))
-    try:
-        return proof.run()
-    except Impossible as error:
-        proof.leave({"impossible": str(error)[:_WORD]})
-        return 0
+    return Proof(json.loads(sys.argv[1])).run()
 
 
 if __name__ == "__main__":

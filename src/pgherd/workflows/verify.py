@@ -71,36 +71,44 @@ def restore_and_look(run: Run) -> None:
     try:
         run.until(job_is_done)
     except NodeFailed as error:
-        _keep(run, Verification(impossible=error.message))
+        found = [one for one in _verifications(run) if one is not None and one.impossible]
+        _keep(run, found[0] if found else Verification(impossible=error.message))
         raise
 
 
 def record(run: Run) -> None:
     """What was found is in the metadata; raises Conflict with the first problems when it is not sound."""
+    for told in _verifications(run):
+        found = told or Verification(impossible="The host does not say what it found.")
+        _keep(run, found)
+        if found.problems or found.impossible:
+            raise Conflict(summary(found))
+
+
+def _verifications(run: Run) -> list[Verification | None]:
+    """What each host says that it found."""
     with run.app.db.transaction() as tx:
         nodes = tx.rows("nodes", service_id=run.service)
     statuses = [job_of(node["status"], str(run.operation)) for node in nodes]
-    for status in statuses:
-        if status is not None and status.verification is not None:
-            _keep(run, status.verification)
-            if status.verification.problems:
-                raise Conflict(summary(status.verification))
+    return [status.verification if status else None for status in statuses]
 
 
 def summary(found: Verification) -> str:
     """The first problems and the times that they break, in one line."""
-    if found.impossible:
+    if not found.problems:
         return f"The newest backup could not be verified: {found.impossible}"
     more = len(found.problems) - 2
     words = " ".join(found.problems[:2]) + (f" And {more} more." if more > 0 else "")
     times = ", ".join(f"{window.start} to {window.end}" for window in found.broken[:3])
-    return words + (
-        f" No point in time can be restored from {times}." if times else " Every time can still be restored."
-    )
+    if found.impossible:
+        words += f" Not all could be looked at: {found.impossible}"
+    if times:
+        return f"{words} No point in time can be restored from {times}."
+    return words if found.impossible else f"{words} Every time can still be restored."
 
 
 def _keep(run: Run, found: Verification) -> None:
-    state = "impossible" if found.impossible else "damaged" if found.problems else "sound"
+    state = "damaged" if found.problems else "impossible" if found.impossible else "sound"
     report = Jsonb(msgspec.to_builtins(found))
     with run.transaction() as tx:
         before = tx.row("last_verification", service_id=run.service)
