@@ -297,7 +297,9 @@ class RepositoryStatus(msgspec.Struct, frozen=True):
 
     `ready`: it has been made, so that segments go there. `archived_at`: when the last segment, `wal`, arrived;
     `waiting`: segments that did not yet. `gap_at`: when segments were given up last, because too many waited: no point
-    in time between the backups around it can be restored. `problem`: why archiving or looking does not work now.
+    in time between the backups around it can be restored. `problem`: why archiving or looking does not work now;
+    `trouble`: its part that making the repository or looking into it has met. `lost`: what was lost with a repository
+    that was made anew, until there is a backup again.
     """
 
     ready: bool = False
@@ -307,6 +309,8 @@ class RepositoryStatus(msgspec.Struct, frozen=True):
     waiting: int = 0
     gap_at: str = ""
     problem: str = ""
+    trouble: str = ""
+    lost: str = ""
 
 
 class Role(msgspec.Struct, frozen=True):

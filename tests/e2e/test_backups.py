@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -10,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.contract.processes import metadata
 from tests.plugins.instance import Instance, running_instance, until
 from tests.plugins.objects import Bucket
 
@@ -84,6 +88,31 @@ def test_the_repository_goes_with_the_service(instance: Instance) -> None:
     after = {path.name for path in instance.home.glob("backups/*-*")}
     assert len(before - after) == 1 and not after - before
     assert instance.call("GET", f"/pgherd/v1/service/{name}/backup").status_code == 404
+
+
+def test_a_lost_repository(instance: Instance) -> None:
+    """It is made anew, the loss is told and shown, and a backup follows by itself."""
+    name = instance.create()
+    instance.run("backup", "create", name)
+    service = metadata(instance, f"select id from service where name = '{name}'")
+    shutil.rmtree(instance.home / "backups" / service / "repo")
+    for pid in instance.processes("pgherd agent"):
+        os.kill(pid, signal.SIGKILL)  # the next one looks at once
+
+    def told() -> list[str]:
+        events = instance.call("GET", "/pgherd/v1/event?limit=100").json()["events"]
+        return [e["result"] for e in events if (e["command"], e["subject"]) == ("backup", name)]
+
+    until(lambda: any("vanished" in result or "was lost" in result for result in told()), 60, "the loss is told")
+    until(lambda: "1 backups" in listed(instance, name).get("problem", "") or again(), 90, "the loss is shown")
+
+    def again() -> bool:
+        found = listed(instance, name)
+        return len(found["backups"]) == 1 and "problem" not in found and "running" not in found
+
+    until(again, 120, "a backup follows")
+    until(lambda: any("work again" in result for result in told()), 30, "its end is told")
+    instance.delete(name)
 
 
 def test_the_schedule(instance: Instance, untouched: str) -> None:

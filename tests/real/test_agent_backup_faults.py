@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,58 @@ def test_a_full_repository(host: RunningHost, small: NodeSpec) -> None:
     last = switch(host, node)
     seen(host, node, lambda r: r.wal >= last and r.waiting == 0 and not r.problem)
     assert last in archived(host, node)
+
+
+def look(host: RunningHost, node: NodeSpec) -> None:
+    """Into the repository, at once."""
+    host.agent.nodes[node.node_id].care.look_at = 0.0
+
+
+def test_a_repository_that_cannot_be_read_is_told_while_it_takes_segments(host: RunningHost) -> None:
+    node, _ = back_up(host, with_repository(host), full=True)
+    infos = {path: path.read_bytes() for path in (repo(host, node) / "backup/main").glob("backup.info*")}
+    assert len(infos) == 2
+    for path in infos:
+        path.write_bytes(b"nonsense")
+    look(host, node)
+    seen(host, node, lambda r: r.trouble)
+    write(host, node)
+    last = switch(host, node)
+    told = seen(host, node, lambda r: r.wal >= last and r.waiting == 0)
+    assert "cannot be read" in told.problem or "repository" in told.problem, told
+    for path, content in infos.items():
+        path.write_bytes(content)
+    seen(host, node, lambda r: not r.problem)
+    remove(host, node)
+
+
+def test_a_lost_repository_is_made_anew(host: RunningHost) -> None:
+    """With the loss stated until there is a backup again; not where it may be out of sight only."""
+    node, [_] = back_up(host, with_repository(host), full=True)
+    shutil.rmtree(repo(host, node))
+    look(host, node)
+    told = seen(host, node, lambda r: r.lost)
+    assert "1 backups" in told.lost and told.backups == []
+    write(host, node)
+    last = switch(host, node)
+    seen(host, node, lambda r: r.wal >= last and r.waiting == 0 and not r.problem and r.lost, 90)
+    assert last in archived(host, node)
+    node, backups = back_up(host, node, full=True)
+    assert len(backups) == 1
+    seen(host, node, lambda r: not r.lost and r.backups == backups)
+
+    shutil.rmtree(repo(host, node).parent)
+    look(host, node)
+    told = seen(host, node, lambda r: "mounted" in r.problem)
+    assert not repo(host, node).parent.exists() and len(told.backups) == 1
+    # The way of docs/backups.md.
+    node = host.change(node, cpus=1)
+    host.until_in_force(node)
+    (host.directory(node) / "config" / pgbackrest.READY).unlink()
+    seen(host, node, lambda r: r.lost and not r.problem, 90)
+    node, backups = back_up(host, node, full=True)
+    assert len(backups) == 1
+    remove(host, node)
 
 
 @rooted

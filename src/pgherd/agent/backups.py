@@ -32,6 +32,7 @@ from pgherd.spec import Backup, Job, JobStatus, NodeSpec, Repository, Repository
 _LOOK_EVERY = 600.0  # seconds between looks into a repository that nothing happened to
 _AGAIN = 30.0  # seconds after one that failed
 _PATIENCE = 10.0  # seconds for a look that the node waits for
+_VANISHED = "The repository has vanished; backups and segments are gone."
 _GIB = 1 << 30
 _DAY = 86_400  # seconds
 
@@ -125,10 +126,14 @@ class Tending:
             known = self._attended(repository, known, idle=idle)
             statuses = [self._job(known, job) for job in self.spec.jobs]
             if self.care.left is not None:
-                known, self.care.left = msgspec.structs.replace(known, backups=self.care.left), None
+                known = msgspec.structs.replace(
+                    known, backups=self.care.left, lost="" if self.care.left else known.lost
+                )
+                self.care.left = None
             known = self._archiving(repository, known, archiver)
         except (PgherdError, OSError) as error:
             known = self._troubled(known, error)
+            known = msgspec.structs.replace(known, problem=known.trouble)
         if known != before:
             self._keep(repository, known)
         return statuses
@@ -137,7 +142,7 @@ class Tending:
     def settled(self) -> bool:
         """Whether nothing goes on beside."""
         status = self.care.status
-        return self.care.attending is None and (status is None or status.ready or bool(status.problem))
+        return self.care.attending is None and (status is None or status.ready or bool(status.trouble))
 
     # --- the repository ------------------------------------------------------------------------------------
 
@@ -149,42 +154,60 @@ class Tending:
                 return known
             self.care.attending, self.care.look_at = None, time.monotonic() + _LOOK_EVERY
             try:
-                return msgspec.structs.replace(known, ready=True, backups=attending.result(), problem="")
+                return self._seen(known, attending.result())
             except (PgherdError, OSError) as error:
                 return self._troubled(known, error)
         made = (self.cluster.config / pgbackrest.READY).exists()
         if time.monotonic() >= self.care.look_at and (made or idle or self.spec.jobs):
-            self.care.attending = self.beside(lambda: self._attend(repository))
+            self.care.attending = self.beside(partial(self._attend, repository, known.trouble.startswith(_VANISHED)))
         return msgspec.structs.replace(known, ready=made)
 
-    def _attend(self, repository: Repository) -> list[Backup]:
+    def _attend(self, repository: Repository, vanished: bool) -> list[Backup]:
+        """Made anew only at the second look, so that the first one's has been told and kept, whoever dies meanwhile."""
         failpoints.passing("repository make begin")
         self.repositories.ensure_made(repository, self.cluster)
         failpoints.passing("repository make end")
         info = self.repositories.info(self.cluster)
+        if not info.exists and vanished:
+            try:
+                self.repositories.make_anew(repository, self.cluster)
+            except PgherdError as error:
+                raise HostFault(f"{_VANISHED} {error.message}") from None
+            info = self.repositories.info(self.cluster)
         if not info.exists:
-            raise HostFault("The repository has vanished; backups and segments are gone.")
+            raise HostFault(_VANISHED)
         return info.backups
+
+    def _seen(self, known: RepositoryStatus, backups: list[Backup]) -> RepositoryStatus:
+        lost = "" if backups else known.lost
+        if not backups and known.trouble.startswith(_VANISHED):
+            lost = (
+                f"The repository was lost and is made anew: {len(known.backups)} backups and the segments until"
+                f" {known.archived_at or report.now()} are gone. One can go back again from the next backup on."
+            )
+        return msgspec.structs.replace(known, ready=True, backups=backups, trouble="", lost=lost)
 
     def _troubled(self, known: RepositoryStatus, error: PgherdError | OSError) -> RepositoryStatus:
         self.care.look_at = time.monotonic() + _AGAIN
-        return msgspec.structs.replace(known, problem=report.describe(error, self._root))
+        return msgspec.structs.replace(known, trouble=report.describe(error, self._root))
 
     def _archiving(
         self, repository: Repository, known: RepositoryStatus, archiver: Archiver | None
     ) -> RepositoryStatus:
-        if archiver is None or not known.ready:
-            return known
+        """What waits and why. Until there is a repository, its trouble is the reason."""
+        if archiver is None:
+            return msgspec.structs.replace(known, problem=known.trouble)
         place, account = self.repositories.place(repository, self.cluster), self.cluster.account
-        problem, gap = "", known.gap_at
+        problems, gap = [known.trouble] if known.trouble else [], known.gap_at
         if archiver.wal != known.wal or archiver.fails:
             gap = gap_at(place, account)
-        if archiver.fails and archiver.waiting:
+        if archiver.fails and archiver.waiting and known.ready:
             why = push_error(place, account) or "the repository takes no segments"
-            problem = report.clean(f"{archiver.waiting} WAL segments wait to be archived: {why}", self._root)
+            said = report.clean(f"{archiver.waiting} WAL segments wait to be archived: {why}", self._root)
+            problems.append(said)
         return msgspec.structs.replace(
             known, wal=archiver.wal[:64], archived_at=archiver.at[:32], waiting=archiver.waiting,
-            gap_at=gap, problem=problem,
+            gap_at=gap, problem=" ".join(problems),
         )  # fmt: skip
 
     def _keep(self, repository: Repository, known: RepositoryStatus) -> None:
@@ -203,8 +226,8 @@ class Tending:
     def _job(self, known: RepositoryStatus, job: Job) -> JobStatus:
         """A backup needs its repository; when that cannot be had now, the job fails with the reason."""
         if job.name in ("backup", "verify") and not known.ready:
-            if known.problem:
-                return JobStatus(job.id, job.name, "failed", known.problem)
+            if known.trouble:
+                return JobStatus(job.id, job.name, "failed", known.trouble)
             return JobStatus(job.id, job.name, "waiting", "the repository is being made")
         return self.jobs.ensure(self.spec.node_id, job, self._work(job))
 

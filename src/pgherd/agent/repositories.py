@@ -148,6 +148,16 @@ class Repositories:
         self.note(repository.service_id, record)
         config_files.install(cluster.config, pgbackrest.READY, "", cluster.account)
 
+    def make_anew(self, repository: Repository, cluster: Cluster) -> None:
+        """The repository, which is gone, exists again, empty. Raises HostFault, also when it may only be out of sight.
+
+        Root's note lies beside a repository in a directory: where both are gone, a file system may not be mounted.
+        """
+        if not self.record(repository.service_id).ready:
+            raise HostFault("So is its directory: is a file system not mounted? See docs/backups.md.")
+        self._ensure_directory(repository, cluster.account)
+        self.run(pgbackrest.stanza_create(self.installed(), cluster.config), cluster.account)
+
     def push_rest(self, repository: Repository, cluster: Cluster) -> None:
         """All that the stopped cluster has written is in the repository, if that was made. Raises HostFault.
 

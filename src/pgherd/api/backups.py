@@ -68,7 +68,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     if earliest:
         shown["window"] = {"earliest": earliest, "latest": latest}
-    for field, value in (("gap-at", known.gap_at), ("problem", known.problem)):
+    for field, value in (("gap-at", known.gap_at), ("problem", " ".join(filter(None, (known.problem, known.lost))))):
         if value:
             shown[field] = value
     if verifications:

@@ -193,8 +193,8 @@ def _updates(row: DictRow, wish: Wish, days: int) -> list[dict[str, str]]:
 def _remark(status: dict[str, Any]) -> str:
     """What is to be known of a node that runs: a repository that does not work, a loss of the last days, data aside."""
     origin, repository = status.get("origin") or {}, status.get("repository") or {}
-    if repository.get("problem"):
-        return str(repository["problem"])
+    if troubles := [str(repository[name]) for name in ("problem", "lost") if repository.get(name)]:
+        return " ".join(troubles)
     if any(backup.get("damaged") for backup in repository.get("backups", [])[-1:]):
         return f"Backup {repository['backups'][-1]['name']} met pages with a wrong checksum."
     if origin.get("lost") and datetime.datetime.now(datetime.UTC) - _time(origin["at"]) < LOSS_SHOWN:

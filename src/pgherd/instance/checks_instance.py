@@ -133,8 +133,7 @@ def backups(home: Home) -> Iterator[Finding]:
         except (OSError, ValueError):
             continue
         count += 1
-        if status.get("problem"):
-            troubled.append(f"{path.parent.name}: {status['problem']}")
+        troubled += [f"{path.parent.name}: {status[name]}" for name in ("problem", "lost") if status.get(name)]
         damaged = [backup["name"] for backup in status.get("backups", []) if backup.get("damaged")]
         if damaged:
             troubled.append(f"{path.parent.name}: backup {damaged[-1]} met pages with a wrong checksum")

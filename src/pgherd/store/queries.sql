@@ -394,6 +394,7 @@ select r.service_id, s.organization_id, s.name, found.problem as now
   from repository r join service s on s.id = r.service_id join node n on n.service_id = s.id,
        lateral (select n.status -> 'repository' -> 'backups' -> -1 as newest) last,
        lateral (select coalesce(nullif(n.status -> 'repository' ->> 'problem', ''),
+                  nullif(n.status -> 'repository' ->> 'lost', ''),
                   case when (newest ->> 'damaged')::boolean
                        then 'Backup ' || (newest ->> 'name') || ' met pages with a wrong checksum.' end, '') as problem) found
  where s.deleted_at is null and (r.problem = '') <> (found.problem = '');
