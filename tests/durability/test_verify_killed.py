@@ -6,7 +6,6 @@ import pytest
 
 from tests.contract.processes import metadata
 from tests.durability.kills import arm, disarm, trace
-from tests.e2e.test_verification import flip
 from tests.plugins.instance import Instance, until
 
 pytestmark = pytest.mark.repository
@@ -39,8 +38,8 @@ def test_verify_killed(fragile: Instance) -> None:
         assert metadata(fragile, kept) == "1", f"{place}: what was found is lost"
         until(lambda: not list(fragile.home.glob("nodes/*/data/proof*")), 20, "nothing of the proof is left")
         assert fragile.processes("data/proof") == []
-    bundles = (fragile.home / "backups" / service / "repo/backup/main").glob("2*/bundle/*")
-    flip(bundle := max(bundles, key=lambda path: path.stat().st_size), bundle.stat().st_size // 2)
+    files = fragile.stored(name)
+    files.flip(max(files.names("backup/main/2"), key=lambda one: len(files.read(one)) if "/bundle/" in one else 0))
     for place in PLACES[1:4]:
         arm(fragile, place)
         operation = fragile.call("POST", f"/pgherd/v1/service/{name}/verification").json()

@@ -13,7 +13,7 @@ from pgherd import unprivileged
 from pgherd.agent import backups as care
 from pgherd.drivers import pgbackrest
 from pgherd.spec import NodeSpec
-from tests.plugins.host import RunningHost, rooted
+from tests.plugins.host import RunningHost, rooted, until
 from tests.plugins.objects import Bucket
 from tests.real.test_agent_backups import (
     archived,
@@ -121,6 +121,39 @@ def wal_bytes(host: RunningHost, node: NodeSpec) -> int:
     return int(host.sql(node, "select sum(size) from pg_ls_waldir();"))
 
 
+def test_what_waits_for_a_repository_that_cannot_be_made_is_bounded(
+    host: RunningHost, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong credentials from the first second on; and a segment is only given up where that can be told."""
+    monkeypatch.setattr(care, "queue", lambda spec: 64 << 20)
+    bucket.front.fault = 403
+    node = with_repository(host, bucket)
+    note = host.directory(node) / "data/spool/given-up.new"
+    deny(host, note)
+    for _ in range(8):
+        write(host, node)
+        switch(host, node)
+    told = seen(host, node, lambda r: r.waiting == 8 and r.problem, 60)
+    assert not told.ready and not told.gap_at and "403" in told.problem, told
+    note.unlink()
+    switch(host, node)  # wakes the archiver, which rests a minute after three failures
+    told = seen(host, node, lambda r: r.waiting == 4 and r.gap_at, 90)
+    assert not told.ready and "403" in told.problem
+    bucket.front.fault = None
+    ready(host, node)
+    last = switch(host, node)
+    seen(host, node, lambda r: r.wal >= last and r.waiting == 0 and not r.problem, 90)
+    node, backups = back_up(host, node, full=True)
+    assert backups[0].started_at >= told.gap_at
+    remove(host, node)
+
+
+def deny(host: RunningHost, note: Path) -> None:
+    """Let there be no room for the note."""
+    script, account = 'mkdir -p "${1%/*}" && ln -sf /dev/full "$1"', host.agent.slots.account(note.parents[2])
+    assert unprivileged.run(account, ["/bin/sh", "-c", script, "sh", str(note)]).code == 0
+
+
 @rooted
 def test_a_full_repository(host: RunningHost, small: NodeSpec) -> None:
     """Segments wait up to the bound, then are given up, which is told; a backup afterwards closes the matter."""
@@ -130,9 +163,16 @@ def test_a_full_repository(host: RunningHost, small: NodeSpec) -> None:
     switch(host, node)
     told = seen(host, node, lambda r: r.waiting and r.problem, 60)
     assert not told.gap_at and "space" in told.problem.lower(), told
+    note = host.directory(node) / "data/spool/given-up.new"
+    deny(host, note)
     for _ in range(8):
         write(host, node, 100)
         switch(host, node)
+    log = host.home / "log" / f"node-{node.node_id}" / "current"
+    until(lambda: "dropped WAL file" in log.read_text(errors="replace"), 90)
+    assert seen(host, node, lambda r: r.waiting >= 8).gap_at == "", "none is given up untold"
+    note.unlink()
+    switch(host, node)
     told = seen(host, node, lambda r: bool(r.gap_at), 90)
     assert wal_bytes(host, node) < 400 << 20
     assert host.sql(node, "select count(*) from public.t;").strip() == "1800"

@@ -95,9 +95,8 @@ class Repositories:
         place = self.place(repository, cluster)
         self._ensure_directory(repository, cluster.account)
         self.install(repository, place, cluster.account, queue=queue, processes=processes)
-        config_files.install(
-            place.config, pgbackrest.PUSH, pgbackrest.render_push(self.installed(), place), cluster.account
-        )
+        push = pgbackrest.render_push(self.installed(), place, queue=queue)
+        config_files.install(place.config, pgbackrest.PUSH, push, cluster.account)
         return pgbackrest.archive_command(place.config)
 
     def install(

@@ -25,6 +25,7 @@ STANZA = "main"
 READY = "archiving"
 #: The file beside the metadata that says: this was restored, a backup of it is due.
 RESTORED = "restored"
+SEGMENT_BYTES = 16 << 20
 #: The exit code of a command that another one keeps out.
 LOCKED = 50
 CONFIG, PUSH, CA = "pgbackrest.conf", "pgbackrest-push", "repository-ca.crt"
@@ -172,19 +173,26 @@ def _section(name: str, options: dict[str, str | int]) -> str:
     return "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in options.items())]) + "\n\n"
 
 
-def render_push(program: Program, place: Place) -> str:
+def render_push(program: Program, place: Place, *, queue: int = 0, waits: bool = True) -> str:
     """The script that PostgreSQL runs for each finished segment, with the segment's path as its argument.
 
-    A segment that is given up because too many wait is noted in a file beside those on their way: the name alone.
+    Until there is a repository segments wait, up to `queue` bytes (0: no limit) as later by pgBackRest; not `waits`:
+    they are let go. One that is given up because too many wait is noted in a file beside those on their way, the name
+    alone; where that cannot be, it waits on.
     """
-    config, ready = shlex.quote(str(place.config / CONFIG)), shlex.quote(str(place.config / READY))
+    config, ready, spool = (
+        shlex.quote(str(path)) for path in (place.config / CONFIG, place.config / READY, place.spool)
+    )
+    too_many = f'[ "$(ls "${{1%/*}}/archive_status" | grep -c \'[.]ready$\')" -gt {queue // SEGMENT_BYTES} ]'
+    give_up = f'{too_many if queue else "false"} && note "$1" || exit 1\n  echo "dropped ${{1##*/}}: too many wait"\n'
     return (
-        "#!/bin/sh\n# Written by pgherd; changes are overwritten. Until the repository is made, segments wait.\n"
-        f"[ -e {ready} ] || exit 1\n"
+        "#!/bin/sh\n# Written by pgherd; changes are overwritten.\n"
+        f'note() {{ mkdir -p {spool} && cd {spool} && echo "${{1##*/}}" >given-up.new && mv given-up.new given-up; }}\n'
+        f"if [ ! -e {ready} ]; then # the repository is not made yet\n  {give_up if waits else ''}  exit 0\nfi\n"
         f'said=$({shlex.quote(str(program.path))} --config={config} --stanza={STANZA} archive-push "$1" 2>&1)\n'
         "code=$?\n"
         '[ -z "$said" ] || printf \'%s\\n\' "$said" | cut -c -300\n'
-        f'case $said in *"dropped WAL file"*) echo "${{1##*/}}" >{shlex.quote(str(place.spool / "given-up"))} ;; esac\n'
+        'case $said in *"dropped WAL file"*) note "$1" || exit 1 ;; esac\n'
         "exit $code\n"
     )
 

@@ -66,7 +66,7 @@ class PlatformRepository:
         """
         if self.program is None:
             return
-        text = pgbackrest.render_push(self.program, self.place).replace("] || exit 1", "] || exit 0")
+        text = pgbackrest.render_push(self.program, self.place, waits=False)
         write_file(self.config / pgbackrest.PUSH, text, 0o640, self._owner)
 
     def ensure_configuration(self) -> None:
