@@ -49,7 +49,7 @@ def open_scheduled(tx: Transaction, organization: UUID, service: UUID) -> None:
 
 
 def carry_out(run: Run) -> None:
-    """One job of the service's host. The spec loses it again when the operation ends, however it ends (0008)."""
+    """One job of the service's host. The spec loses it again when the operation ends, however it ends (0006)."""
     run.step("back up", take)
 
 
