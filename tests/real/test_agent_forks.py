@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from pgherd.agent import disk
+from pgherd.drivers import live_copy
+from pgherd.errors import HostFault
 from pgherd.spec import Job, NodeSpec, Origin
 from tests.plugins.host import RunningHost, until
 from tests.plugins.objects import Bucket
@@ -131,6 +136,11 @@ class History:
         self.host.link.wish(spec)
         return spec
 
+    def switch(self) -> Path:
+        """Let the segment be archived that was written to last; where it is then."""
+        segment = self.host.sql(self.node, "select pg_walfile_name(pg_switch_wal());").strip()
+        return until(lambda: list((self.repository / "archive").rglob(f"{segment}-*.zst")))[0]
+
     def restore(self, **origin: object) -> Origin:
         """Put the node's own data back."""
         given = Origin(secrets.token_hex(8), source=self.node.node_id, own=True, **origin)
@@ -206,6 +216,105 @@ def test_a_segment_that_cannot_be_read_is_not_the_end_of_the_archive(host: Runni
     host.until_in_force(spec, 120)
     assert history.rows(spec) == rows
     host.change(spec, desired="absent")
+
+
+@pytest.fixture
+def hole(history: History) -> Iterator[tuple[str, str]]:
+    """The archive lacks a segment for the time of the test: its name, and the last time before what it held."""
+    history.switch()
+    history.write(1)
+    history.switch()
+    before = history.moments[-2][0]
+    history.write(1)
+    lacked = history.switch()
+    history.write(2)
+    history.switch()
+    aside = history.repository / lacked.name
+    lacked.rename(aside)
+    yield lacked.name[:24], before
+    aside.rename(lacked)
+
+
+def refused(host: RunningHost, spec: NodeSpec) -> str:
+    """Why a node's data cannot be had; the node is deleted then."""
+    reason = host.until(spec, lambda s: s.refused == spec.generation, 120).reason
+    host.change(spec, desired="absent")
+    host.until(spec, lambda s: s.state == "absent")
+    return reason
+
+
+def test_a_missing_segment_is_not_the_end_of_the_archive(
+    host: RunningHost, history: History, hole: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a time behind it or with none, and whether the source runs or not: a refusal, and what is possible."""
+    segment, before = hole
+    until_then = dict(history.moments)[before]
+    behind, source = history.moments[-2][0], history.node.node_id
+    for target, origin in ((behind, {"source": source}), (behind, {}), ("", {}), ("", {"own": True})):
+        reason = refused(host, history.fork(target, **origin))
+        assert f"the archive lacks WAL segment {segment}" in reason and target in reason, reason
+        last = reason.rpartition(" to ")[2].rstrip(".")
+        assert "possible is 20" in reason and before < last < behind, reason
+    spec = history.fork(before, source=source)
+    also = history.fork(last)  # what a refusal names can be had: no transaction shows that it was the last one
+    for one, rows in ((spec, until_then), (also, [*until_then, len(until_then) + 1])):
+        host.until_in_force(one, 90)
+        assert history.rows(one) == rows
+        host.change(one, desired="absent")
+
+    def fail(*_: object, **__: object) -> None:
+        raise HostFault("not now")
+
+    monkeypatch.setattr(live_copy, "copy", fail)
+    assert f"lacks WAL segment {segment}" in refused(host, history.fork(source=source))
+    monkeypatch.undo()
+    history.back_up()
+    shown = refused(host, history.fork(behind, source=source))
+    assert shown.count("possible is") == 1 and re.search(r", and 20\S+Z and later\.$", shown), shown
+
+
+def test_without_a_hole_a_failed_copy_has_all_from_the_archive(
+    host: RunningHost, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise HostFault("not now")
+
+    monkeypatch.setattr(live_copy, "copy", fail)
+    history.write(1)
+    spec, soon = history.fork(source=history.node.node_id), datetime.now(UTC) + timedelta(seconds=3)
+    ahead = history.fork(soon.isoformat(), source=history.node.node_id)
+    for one in (spec, ahead):
+        host.until_in_force(one, 90)
+        assert history.rows(one) == history.rows()
+        host.change(one, desired="absent")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_fork_of_a_stopped_source_has_what_was_written_last(
+    host: RunningHost, history: History, killed: bool
+) -> None:
+    """Though the repository took nothing when it was stopped."""
+    archive = history.repository / "archive"
+    archive.chmod(0)
+    row = 500 + killed
+    with host.connect(history.node) as connection:
+        connection.execute("insert into history values (%s)", [row])
+    rows, moment = history.rows(), datetime.now(UTC).isoformat()
+    if killed:
+        host.agent.supervisor.remove(f"node-{history.node.node_id}", gently=False)
+    history.node = host.change(history.node, desired="stopped")
+    host.until_in_force(history.node, 90)
+    reason = refused(host, history.fork(source=history.node.node_id))
+    assert "does not go into the archive" in reason, reason
+    archive.chmod(0o750)
+    forks = [history.fork(source=history.node.node_id), history.fork(moment, source=history.node.node_id)]
+    host.until_in_force(forks[0], 90)
+    assert row in rows and history.rows(forks[0]) == rows
+    assert "after the last transaction" in refused(host, forks[1])
+    host.change(forks[0], desired="absent")
+    history.node = host.change(history.node, desired="running")
+    host.until_in_force(history.node, 60)
+    assert history.rows() == rows
 
 
 def test_a_time_that_cannot_be_had_is_refused_with_the_window(host: RunningHost, history: History) -> None:

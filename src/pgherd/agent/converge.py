@@ -234,8 +234,10 @@ class Convergence:
         if spec is None or spec.version != self.spec.version:
             return None
         other = Convergence(self.host, spec)
-        lives = spec.desired == "running" and self.host.supervisor.lives(other.service)
-        return Source(other.cluster, lives) if other.directory.exists() else None
+        lives, wished = self.host.supervisor.lives(other.service), spec.desired == "running"
+        if not other.directory.exists():
+            return None
+        return Source(other.cluster, lives and wished, stops=lives and not wished, stopped=not lives and not wished)
 
     def _discard(self) -> None:
         self.host.makings.cancel(self.spec.node_id)

@@ -8,20 +8,20 @@ agent dies.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from pgherd import failpoints
+from pgherd.agent.archive import Archive, Reach, mark, newest_timeline, window, words
 from pgherd.agent.makings import Making
 from pgherd.agent.repositories import Repositories
 from pgherd.drivers import disk, live_copy, pgbackrest, postgres, recovery
-from pgherd.drivers.pgbackrest import Info
-from pgherd.drivers.postgres import Cluster
+from pgherd.drivers.postgres import Cluster, NotReady
 from pgherd.drivers.recovery import Recovered
 from pgherd.errors import HostFault, PgherdError
 from pgherd.spec import Backup, Origin, Repository
@@ -29,7 +29,8 @@ from pgherd.unprivileged import Answer, run
 
 _DAY = 86_400.0  # seconds; a copy or a restore that takes longer is given up
 _ROOM = 512 << 20  # bytes beside the data itself: segments while it recovers
-_MARK_PATIENCE = 90.0  # seconds for the source's newest segment to arrive in its archive
+#: The id of what is made in place of lost data: all that can be had, whatever is missing.
+LOST = "lost"
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -39,19 +40,28 @@ class Impossible(HostFault):
 
 @dataclass(frozen=True)
 class Made:
-    """What was made: the timelines before and after, and the last transaction's time where it is not all there is."""
+    """What was made: the timelines before and after, and the last transaction's time where it is not all there is.
+
+    `missing`: the segment of the archive for want of which it is not.
+    """
 
     left: int = 0
     timeline: int = 0
     until: str = ""
+    missing: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A cluster of this host that the data comes from, and whether it runs."""
+    """A cluster of this host that the data comes from, and whether it runs.
+
+    `stops`: it shall not run, but does still; `stopped`: it shall not run, and does not.
+    """
 
     cluster: Cluster
     lives: bool
+    stops: bool = False
+    stopped: bool = False
 
 
 @dataclass
@@ -119,39 +129,64 @@ class Maker:
 
     def _restored(self) -> Made:
         """From a repository, the newest fitting backup first; an older one when that cannot be read."""
-        repository = self._configured()
-        complete = self.source is not None and self.source.lives and self._mark(self.source.cluster)
-        info = self._info()
-        timeline = self.origin.timeline or _newest_timeline(info)
-        history = self._history(timeline)
+        repository, archive = self._configured(), self._archive
+        marked = ""
+        if self.source is not None and self.source.lives:
+            marked = mark(self.source.cluster, self.origin.target, self.making)
+        self._go_on()
+        behind = self._behind(marked)
+        if behind and not self.origin.target:
+            raise Impossible(self._refusal(self._known(), behind))
+        info = archive.info()
+        timeline = self.origin.timeline or newest_timeline(info)
+        reach = archive.reach(timeline, marked)
         target = datetime.fromisoformat(self.origin.target) if self.origin.target else None
-        found = recovery.usable(info.backups, timeline, history, target)
+        found = recovery.usable(info.backups, timeline, reach.history, target)
         if not found:
-            raise Impossible(self._window(info.backups, "there is no backup from which that can be restored"))
+            raise Impossible(self._refusal(info.backups, "there is no backup from which that can be restored"))
         last: PgherdError | None = None
         for backup in found:
             self._go_on()
             try:
-                return self._restored_from(backup, info.backups, timeline, complete=complete)
-            except Impossible:
+                return self._restored_from(backup, info.backups, reach, behind, complete=bool(marked))
+            except (Impossible, NotReady):
                 raise
             except PgherdError as error:
                 last = error  # the next older backup and more of the archive give the same
         raise HostFault(f"No backup can be restored: {last.message if last else ''}", detail=repository.service_id)
 
-    def _restored_from(self, backup: Backup, known: Sequence[Backup], timeline: int, *, complete: bool) -> Made:
-        recovered = self._attempt(backup, self.origin.target, timeline)
-        if recovered.short and complete:
+    def _restored_from(
+        self, backup: Backup, known: Sequence[Backup], reach: Reach, behind: str, *, complete: bool
+    ) -> Made:
+        """`behind`: why the archive lacks what was written last; `complete`: it has all that was written until now."""
+        recovered, missing = self._reached(backup, self.origin.target, reach)
+        if recovered.short and complete and not missing:
             # The archive holds all that was written until after the target: no transaction follows it.
-            recovered = self._attempt(backup, "", timeline)
+            recovered, missing = self._reached(backup, "", reach)
+        elif recovered.short and _covers(recovered, self.origin.target):
+            until = recovered.until
+            recovered, missing = self._reached(backup, "", replace(reach, segment=""))
+            if recovered.until != until:
+                raise NotReady("The archive has grown meanwhile.")
+        if missing and self.origin.id != LOST:
+            lacks = f"the archive lacks WAL segment {missing}, so what was written from there on cannot be had"
+            raise Impossible(self._refusal(known, lacks, recovered.until, missing))
         if recovered.short:
-            raise Impossible(
-                self._window(known, "that lies after the last transaction in the archive", recovered.until)
-            )
+            late = "that lies after the last transaction in the archive" + (f" ({behind})" if behind else "")
+            raise Impossible(self._refusal(known, late, recovered.until))
         left = int(backup.wal_start[:8], 16)
-        return Made(
-            timeline or left, recovered.timeline, "" if complete and not self.origin.target else recovered.until
-        )
+        until = "" if complete and not self.origin.target else recovered.until
+        return Made(reach.timeline or left, recovered.timeline, until, missing)
+
+    def _reached(self, backup: Backup, target: str, reach: Reach) -> tuple[Recovered, str]:
+        """What a recovery came to, and the segment for want of which it did not come as far as it has to."""
+        for _ in range(2):
+            recovered = self._attempt(backup, target, reach.timeline)
+            newest = reach.segment if recovered.short or not target else ""
+            missing = recovery.missing(recovered, reach.timeline, reach.history, newest)
+            if not missing or not self._archive.holds(missing):
+                break  # else it arrived meanwhile: segments do not come in their order
+        return recovered, missing
 
     def _attempt(self, backup: Backup, target: str, timeline: int) -> Recovered:
         self.making.step = f"restores backup {backup.name}"
@@ -169,7 +204,7 @@ class Maker:
             answer = self._run(argv, timeout=_DAY)
         if answer.code != 0:
             self._clear()
-            raise HostFault(f"Backup {backup.name} cannot be restored.", detail=_words(answer))
+            raise HostFault(f"Backup {backup.name} cannot be restored.", detail=words(answer))
         failpoints.passing("origin restored")
         self.making.step = "replays the archive"
         fetch = pgbackrest.fetch(program, config, self.aside)
@@ -220,32 +255,35 @@ class Maker:
         failpoints.passing("origin recovered")
         found = recovery.parse(answer.err)
         if answer.code != 0 and not found.short:
-            words = recovery.complaint(answer.err)
-            unread = words.startswith("could not restore file")
+            said = recovery.complaint(answer.err)
+            unread = said.startswith("could not restore file")
             raise HostFault(
-                "The archive cannot be read." if unread else "The data does not recover.", detail=words[:300]
+                "The archive cannot be read." if unread else "The data does not recover.", detail=said[:300]
             )
-        return found
+        if not found.timeline:
+            return found
+        shown = run(self.cluster.account, ["cat", str(pgdata / "pg_wal" / f"{found.timeline:08X}.history")])
+        left, end = max(recovery.parse_history(shown.out.decode(errors="replace")).items(), default=(0, found.end))
+        return replace(found, left=left, end=end)
 
-    def _mark(self, source: Cluster) -> bool:
-        """Write a transaction and wait until the archive has it; False when the source cannot."""
-        self.making.step = "waits for the archive"
+    def _behind(self, marked: str) -> str:
+        """Why the archive lacks what the source wrote last; empty: it has that, or nobody else has."""
+        source = self.source
+        if source is None or marked or self.repository is None:
+            return ""
+        if source.lives:
+            return "what was written last does not arrive in the archive"
+        if source.stops:
+            raise NotReady("The source is being stopped.")
+        self.making.step = "archives the rest"
         try:
-            wal = postgres.psql(
-                source, "SELECT pg_current_xact_id();\nSELECT pg_walfile_name(pg_switch_wal());\n"
-            ).split()[-1]
-            if not re.fullmatch("[0-9A-F]{24}", wal):
-                return False
-            arrived = (
-                f"SELECT coalesce(left(last_archived_wal, 24) COLLATE \"C\" >= '{wal}', false) FROM pg_stat_archiver;"
-            )
-            deadline = time.monotonic() + _MARK_PATIENCE
-            while time.monotonic() < deadline and not self.making.cancelled.wait(0.05):
-                if postgres.psql(source, arrived).strip() == "t":
-                    return True
-            return False
-        except HostFault:
-            return False
+            if is_there(source.cluster):
+                if source.stopped:
+                    ensure_ended(source.cluster)
+                self.repositories.push_rest(self.repository, source.cluster)
+            return ""
+        except HostFault as error:
+            return f"what was written last does not go into the archive: {error.message}"
 
     # --- the repository ------------------------------------------------------------------------------------
 
@@ -274,35 +312,23 @@ class Maker:
         self.repositories.install(self.repository, place, self.cluster.account, processes=self.cores)
         return self.repository
 
-    def _info(self) -> Info:
-        answer = self._run(pgbackrest.info(self.repositories.installed(), self._config), timeout=120)
-        if answer.code != 0:
-            raise HostFault("The repository cannot be read.", detail=_words(answer))
-        return pgbackrest.parse_info(answer.out)
+    @property
+    def _archive(self) -> Archive:
+        return Archive(
+            self.repositories.installed(), self._config, lambda argv, seconds: self._run(argv, timeout=seconds)
+        )
 
-    def _history(self, timeline: int) -> dict[int, int]:
-        """Where earlier timelines were left for this one. `archive-get` would want a cluster that is there already."""
-        if timeline <= 1:
-            return {}
-        program, place = self.repositories.installed(), f"archive/{pgbackrest.STANZA}"
-        listed = self._run([*pgbackrest.command(program, self._config, "repo-ls"), place], timeout=120)
-        clusters = re.findall(r"^\d+-(\d+)$", listed.out.decode(errors="replace"), re.MULTILINE)
-        names = re.findall(r"^\d+-\d+$", listed.out.decode(errors="replace"), re.MULTILINE)
-        if not names:
-            return {}
-        newest = max(zip(map(int, clusters), names, strict=True))[1]
-        file = f"{place}/{newest}/{timeline:08X}.history"
-        found = self._run([*pgbackrest.command(program, self._config, "repo-get"), file], timeout=120)
-        return recovery.parse_history(found.out.decode(errors="replace")) if found.code == 0 else {}
+    def _known(self) -> list[Backup]:
+        """The backups, if they can be looked at now."""
+        with contextlib.suppress(HostFault):
+            return self._archive.info().backups
+        return []
 
-    def _window(self, backups: Sequence[Backup], why: str, until: str = "") -> str:
-        """A refusal with the possible times."""
+    def _refusal(self, backups: Sequence[Backup], why: str, until: str = "", missing: str = "") -> str:
+        """Why it cannot be had, with the possible times."""
         asked = f"{self.origin.target}: " if self.origin.target else ""
-        if not backups:
-            return f"recovery-backup-time: {asked}{why}; the service has no backup yet."
-        first = min(backup.ended_at for backup in backups)
-        last = f" to {until}" if until else ""
-        return f"recovery-backup-time: {asked}{why}; possible is {first}{last or ' and later'}."
+        possible = window(backups, until, missing) if backups else "no backup is known yet"
+        return f"recovery-backup-time: {asked}{why}; {possible}."
 
     # --- as the node's user --------------------------------------------------------------------------------
 
@@ -379,11 +405,8 @@ def forget_aside(cluster: Cluster, *, keep: str = "") -> None:
         raise HostFault("A node's earlier data cannot be deleted.", detail=answer.err[-300:])
 
 
-def _newest_timeline(info: Info) -> int:
-    known = [int(name[:8], 16) for name in (info.wal_last, *(b.wal_stop for b in info.backups)) if len(name) == 24]
-    return max(known, default=0)
-
-
-def _words(answer: Answer) -> str:
-    lines = (answer.out.decode(errors="replace") + answer.err).splitlines()
-    return pgbackrest.complaint(lines[-50:])[:300]
+def _covers(recovered: Recovered, target: str) -> bool:
+    """Whether the last transaction that there is was the last one by then, though no later one shows it."""
+    return bool(target and recovered.until) and (
+        datetime.fromisoformat(target) <= datetime.fromisoformat(recovered.until)
+    )

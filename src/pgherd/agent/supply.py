@@ -19,8 +19,7 @@ from pgherd.spec import NodeSpec, Origin, OriginStatus
 
 #: Seconds that a convergence waits for work that may be short; longer work goes on without it.
 _PATIENCE = 5.0
-#: The id of what is made in place of lost data.
-_LOST = "lost"
+_LOST = origins.LOST
 
 
 @dataclass
@@ -77,6 +76,7 @@ class Supply:
                 raise Impossible(f"The node's data is gone and cannot be made anew: {error.message}") from None
             lost = (
                 f"The node's data was gone; it is made anew from backup and archive, up to {made.until or 'their end'}."
+                + (f" What was written later is not in it: the archive lacks {made.missing}." if made.missing else "")
             )
             record.exchanging = _LOST
             record.origin = msgspec.structs.replace(self._status(record.done, made), lost=lost)

@@ -16,19 +16,23 @@ from pgherd.spec import Backup
 
 #: What a copy of another service's cluster must not do: receive what its source subscribes to, or drop its slot there.
 DETACHING = "UPDATE pg_subscription SET subenabled = false, subslotname = NULL;\n\n"
-_SEGMENT_BYTES = 16 << 20
+#: Of one segment: every cluster here is made with PostgreSQL's own default.
+SEGMENT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Recovered:
     """How a recovery ended. `timeline`: the new one, 0: the old one goes on. `until`: the last transaction's time.
 
-    `short`: the archive ended before the target.
+    `short`: the archive ended before the target. `end`: the position where the log was read to, 0: unknown, and `left`
+    the timeline that it was read from there, 0: unknown.
     """
 
     timeline: int
     until: str
     short: bool
+    end: int = 0
+    left: int = 0
 
 
 def command(programs: Path, config: Path, pgdata: Path, fetch: str, target: str, timeline: str) -> list[str]:
@@ -68,7 +72,9 @@ def parse(said: str) -> Recovered:
     stopped = re.findall(r"recovery stopping (?:before|after) \w+ of transaction \d+, time (\S+ \S+)", said)
     last = (times or stopped or [""])[-1].replace("+00", "").replace(" UTC", "").replace(" ", "T", 1)
     short = "recovery ended before configured recovery target was reached" in said
-    return Recovered(int(timelines[-1]) if timelines else 0, _moment(last), short)
+    done = re.findall(r"redo done at ([0-9A-F]{1,8})/([0-9A-F]{1,8})", said)
+    end = _position(*done[-1]) + 1 if done else 0  # where the last record begins
+    return Recovered(int(timelines[-1]) if timelines else 0, _moment(last), short, end)
 
 
 def _moment(text: str) -> str:
@@ -87,7 +93,37 @@ def complaint(said: str) -> str:
 def parse_history(text: str) -> dict[int, int]:
     """A timeline's history file: the position at which each earlier timeline was left."""
     found = re.findall(r"^\s*(\d+)\s+([0-9A-F]{1,8})/([0-9A-F]{1,8})\s", text, re.MULTILINE)
-    return {int(timeline): (int(high, 16) << 32) + int(low, 16) for timeline, high, low in found}
+    return {int(timeline): _position(high, low) for timeline, high, low in found}
+
+
+def segment(timeline: int, running: int) -> str:
+    """The name of a segment by its running number."""
+    return f"{timeline:08X}{running >> 8:08X}{running & 0xFF:08X}"
+
+
+def missing(recovered: Recovered, timeline: int, history: dict[int, int], newest: str) -> str:
+    """The segment for want of which recovery along a timeline ended before the archive does; empty: it did not.
+
+    `newest`: the newest segment that it has to have read; `history`: where earlier timelines were left for this one. A
+    record that fills whole segments and was never finished looks like one that is missing.
+    """
+    read = max(0, recovered.end - 1) // SEGMENT_BYTES
+    if recovered.left in history and recovered.end > history[recovered.left]:
+        # It went on in what another history wrote there, because this one's segment is missing.
+        return segment(timeline, history[recovered.left] // SEGMENT_BYTES)
+    if not newest or read >= running(newest):
+        return ""
+    line = next((n for n, left in sorted(history.items()) if read + 1 < left // SEGMENT_BYTES), timeline)
+    return segment(line, read + 1)
+
+
+def running(name: str) -> int:
+    """The running number of a segment's name."""
+    return (int(name[8:16], 16) << 8) + int(name[16:24], 16)
+
+
+def _position(high: str, low: str) -> int:
+    return (int(high, 16) << 32) + int(low, 16)
 
 
 def usable(backups: Sequence[Backup], timeline: int, history: dict[int, int], target: datetime | None) -> list[Backup]:
@@ -99,8 +135,7 @@ def usable(backups: Sequence[Backup], timeline: int, history: dict[int, int], ta
         number = int(backup.wal_start[:8], 16)
         if number == timeline:
             return True
-        segment = (int(backup.wal_stop[8:16], 16) << 8) + int(backup.wal_stop[16:], 16)
-        return number in history and segment <= history[number] // _SEGMENT_BYTES
+        return number in history and running(backup.wal_stop) <= history[number] // SEGMENT_BYTES
 
     def early_enough(backup: Backup) -> bool:
         return target is None or datetime.fromisoformat(backup.ended_at).timestamp() + 1 <= target.timestamp()
