@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from pgherd.agent import disk
+from pgherd.agent import disk, origins
 from pgherd.drivers import live_copy
 from pgherd.errors import HostFault
 from pgherd.spec import Job, NodeSpec, Origin
+from pgherd.unprivileged import Account, Answer
 from tests.plugins.host import RunningHost, until
 from tests.plugins.objects import Bucket
 from tests.real.test_agent_backups import repository, stored
@@ -315,6 +316,29 @@ def test_a_fork_of_a_stopped_source_has_what_was_written_last(
     history.node = host.change(history.node, desired="running")
     host.until_in_force(history.node, 60)
     assert history.rows() == rows
+
+
+def test_data_that_cannot_be_looked_at_is_not_gone(
+    host: RunningHost, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk with errors, or a host without memory for one more process: the server runs on."""
+    postmaster, run = host.postmaster(history.node), origins.run
+
+    def failing(account: Account | None, argv: Sequence[str], **more: object) -> Answer:
+        if "global/pg_control" in " ".join(argv):
+            return Answer(1, b"", "stat: cannot statx '/x/PG_VERSION': Input/output error\n")
+        return run(account, argv, **more)
+
+    monkeypatch.setattr(origins, "run", failing)
+    history.node = host.change(history.node, cpus=1)
+    reason = host.until(history.node, lambda s: "cannot be told" in s.reason).reason
+    assert reason and host.postmaster(history.node) == postmaster
+    monkeypatch.undo()
+    history.node = host.change(history.node, cpus=0)
+    host.until_in_force(history.node)
+    assert host.postmaster(history.node) == postmaster
+    status = host.link.statuses[history.node.node_id]
+    assert status.origin is None or not status.origin.lost
 
 
 def test_a_time_that_cannot_be_had_is_refused_with_the_window(host: RunningHost, history: History) -> None:

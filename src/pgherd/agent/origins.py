@@ -378,10 +378,15 @@ def ensure_ended(cluster: Cluster) -> None:
 
 
 def is_there(cluster: Cluster, name: str = "pgdata") -> bool:
-    """Whether the node has data, be it damaged; looked at by its own user."""
-    path = cluster.directory / "data" / name
-    looked = '[ -f "$1/PG_VERSION" ] || [ -f "$1/global/pg_control" ]'
-    return run(cluster.account, ["/bin/sh", "-c", looked, "sh", str(path)], timeout=10).code == 0
+    """Whether the node has data, be it damaged; looked at by its own user. Raises HostFault when that cannot be told:
+    a disk that cannot be read must not pass for one that is empty."""
+    files = [str(cluster.directory / "data" / name / file) for file in ("PG_VERSION", "global/pg_control")]
+    looked = run(cluster.account, ["stat", "-c", "%F", "--", *files], timeout=10)
+    if b"regular" in looked.out:
+        return True
+    if len(re.findall("^stat: .*: (?:No such file or directory|Not a directory)$", looked.err, re.MULTILINE)) == 2:
+        return False
+    raise HostFault("Whether the node's data is there cannot be told.", detail=looked.err.strip()[-300:])
 
 
 def is_made(cluster: Cluster, origin_id: str) -> bool:
