@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from pgherd.agent import disk, origins
+from pgherd.agent.origins import Maker
 from pgherd.drivers import live_copy
+from pgherd.drivers.recovery import Recovered
 from pgherd.errors import HostFault
 from pgherd.spec import Job, NodeSpec, Origin
 from pgherd.unprivileged import Account, Answer
@@ -94,8 +100,8 @@ def test_lost_data_without_a_backup_is_named_and_never_replaced(host: RunningHos
 class History:
     """A node with a repository, and what it held when: `moments` are times with the rows committed by then."""
 
-    def __init__(self, host: RunningHost, bucket: Bucket | None = None) -> None:
-        kept = repository(host, bucket)
+    def __init__(self, host: RunningHost, bucket: Bucket | None = None, keep: int = 2) -> None:
+        kept = repository(host, bucket, keep=keep)
         self.host, self.files = host, stored(host, kept, bucket)
         self.node = host.running(repository=kept, service_id=kept.service_id)
         self.moments: list[tuple[str, list[int]]] = []
@@ -113,17 +119,21 @@ class History:
                 now = connection.execute("select now() + interval '1 microsecond'").fetchone()[0]
                 self.moments.append((now.astimezone(UTC).isoformat().replace("+00:00", "Z"), list(self._rows)))
 
-    def back_up(self) -> None:
+    def back_up(self, *beside: Job) -> None:
         """A full backup, and the second in which it ended is over."""
         job = Job(secrets.token_hex(8), "backup", full=True)
-        self.node = self.host.change(self.node, jobs=[job])
+        self.node = self.host.change(self.node, jobs=[job, *beside])
         status = self.host.until(
             self.node, lambda s: any(j.id == job.id and j.state in ("done", "failed") for j in s.jobs), 90
         )
         assert status.jobs[0].state == "done", status.jobs
-        self.node = self.host.change(self.node, jobs=[])
+        self.node = self.host.change(self.node, jobs=list(beside))
         self.host.until_in_force(self.node)
         until(lambda: datetime.now(UTC).timestamp() > datetime.fromisoformat(status.jobs[0].ended_at).timestamp() + 1)
+
+    def backups(self) -> list[str]:
+        """The names of its full backups."""
+        return sorted({name.split("/")[2] for name in self.files.names("backup/main/") if re.match(r"\d+-\d+F/", name[12:])})
 
     def rows(self, node: NodeSpec | None = None) -> list[int]:
         """What a node holds now."""
@@ -137,10 +147,10 @@ class History:
         self.host.link.wish(spec)
         return spec
 
-    def switch(self) -> Path:
-        """Let the segment be archived that was written to last; where it is then."""
+    def switch(self) -> str:
+        """Let the segment be archived that was written to last; its file's name in the repository."""
         segment = self.host.sql(self.node, "select pg_walfile_name(pg_switch_wal());").strip()
-        return until(lambda: list((self.repository / "archive").rglob(f"{segment}-*.zst")))[0]
+        return str(until(lambda: [name for name in self.files.names("archive/") if f"/{segment}-" in name])[0])
 
     def restore(self, **origin: object) -> Origin:
         """Put the node's own data back."""
@@ -230,10 +240,10 @@ def hole(history: History) -> Iterator[tuple[str, str]]:
     lacked = history.switch()
     history.write(2)
     history.switch()
-    aside = history.repository / lacked.name
-    lacked.rename(aside)
-    yield lacked.name[:24], before
-    aside.rename(lacked)
+    content = history.files.read(lacked)
+    history.files.remove(lacked)
+    yield Path(lacked).name[:24], before
+    history.files.write(lacked, content)
 
 
 def refused(host: RunningHost, spec: NodeSpec) -> str:
@@ -295,7 +305,9 @@ def test_a_fork_of_a_stopped_source_has_what_was_written_last(
     host: RunningHost, history: History, killed: bool
 ) -> None:
     """Though the repository took nothing when it was stopped."""
-    archive = history.repository / "archive"
+    if history.files.bucket is not None:
+        pytest.skip("a directory can be closed for a while")
+    archive = history.files.directory / "archive"
     archive.chmod(0)
     row = 500 + killed
     with host.connect(history.node) as connection:
@@ -415,6 +427,65 @@ def test_a_kept_node_has_only_its_repository_and_comes_back(host: RunningHost, h
     history.node = host.change(history.node, desired="running", origin=origin, established=True)
     host.until_in_force(history.node, 90)
     assert row in rows and history.rows() == rows and host.account(history.node) == user
+
+
+@pytest.fixture
+def short(host: RunningHost) -> Iterator[History]:
+    """Of a plan that keeps one backup: each ends the one before."""
+    made = History(host, keep=1)
+    host.until(made.node, lambda s: s.repository is not None and s.repository.ready)
+    made.write(1)
+    made.back_up()
+    made.write(2)
+    yield made
+    host.change(made.node, desired="absent")
+    host.until(made.node, lambda s: s.state == "absent", 60)
+
+
+def test_a_backup_that_a_fork_reads_is_not_expired(
+    host: RunningHost, short: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, begun, go_on = Maker._attempt, threading.Event(), threading.Event()
+
+    def waits(*how: Any) -> Recovered:
+        begun.set()
+        assert go_on.wait(90)
+        return attempt(*how)
+
+    monkeypatch.setattr(Maker, "_attempt", waits)
+    moment, rows = short.moments[1]
+    spec = short.fork(moment, source=short.node.node_id)
+    assert begun.wait(60)
+    before = short.backups()
+    short.back_up()
+    assert before[0] in short.backups() and len(short.backups()) == 2
+    go_on.set()
+    host.until_in_force(spec, 90)
+    assert short.rows(spec) == rows
+    host.change(spec, desired="absent")
+    short.back_up()
+    assert len(short.backups()) == 1
+    late = refused(host, short.fork(moment))
+    assert "no backup" in late, late
+    failing = short.fork(moment)  # what can never come true holds nothing
+    host.until(failing, lambda s: s.refused == 1, 60)
+    short.back_up()
+    assert len(short.backups()) == 1
+    host.change(failing, desired="absent")
+
+
+def test_a_backup_that_is_being_proven_is_not_expired(host: RunningHost, short: History) -> None:
+    before, proof = short.backups(), Job(secrets.token_hex(8), "verify")
+    short.node = host.change(short.node, jobs=[proof])
+    until((host.directory(short.node) / "data/proof/pgdata").exists, 60)
+    holder = int((host.home / "s6" / f"job-{short.node.node_id}-verify" / "holder").read_text())
+    os.kill(holder, signal.SIGSTOP)
+    short.back_up(proof)
+    assert before[0] in short.backups() and len(short.backups()) == 2
+    os.kill(holder, signal.SIGCONT)
+    status = host.until(short.node, lambda s: any(j.id == proof.id and j.state == "done" for j in s.jobs), 90)
+    found = next(job.verification for job in status.jobs if job.id == proof.id)
+    assert found is not None and found.problems == [] and found.backup == before[0]
 
 
 def test_a_deleted_node_leaves_no_repository(host: RunningHost, history: History) -> None:

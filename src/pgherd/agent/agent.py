@@ -284,6 +284,15 @@ class Agent:
         node = self.nodes.get(node_id)
         return node.spec if node is not None else None
 
+    def _is_read(self, service_id: str) -> bool:
+        """Whether a node's data is yet to come from this service's repository; not when it cannot."""
+        return any(
+            (origin.repository.service_id if origin.repository else node.spec.service_id) == service_id
+            for node in list(self.nodes.values())
+            if (origin := node.spec.origin) is not None and node.converged < node.spec.generation
+            and node.spec.desired == "running" and not (node.status and node.status.refused >= node.spec.generation)
+        )  # fmt: skip
+
     def _say(self, node: Node, status: NodeStatus) -> None:
         """Remember the status and let the main thread report it, with what is known of the repository."""
         if node.spec.repository is not None and status.state != "absent":
@@ -327,6 +336,7 @@ class Agent:
             self.host.repositories, self.host.jobs, spec, convergence.cluster, node.care,
             lambda work: self._beside.start(work, lambda: self._look_again(spec.node_id)), groups,
             self.settings.host_disk_reserve_percent,
+            lambda: self._is_read(spec.service_id),
         )  # fmt: skip
         node.jobs = tending.carry_out(seen.archiver, idle=not self._converges())
         return any(job.state in ("waiting", "running") for job in node.jobs) or not tending.settled

@@ -35,6 +35,7 @@ _PATIENCE = 10.0  # seconds for a look that the node waits for
 _VANISHED = "The repository has vanished; backups and segments are gone."
 _GIB = 1 << 30
 _DAY = 86_400  # seconds
+_MOST_HELD = 7  # full backups that stay for what reads the repository
 
 
 class Beside(Protocol):
@@ -98,7 +99,8 @@ class Care:
 class Tending:
     """One look after the repository and the jobs of a node whose PostgreSQL runs; it waits for nothing.
 
-    `beside` starts what takes its time; `groups`: the node's control groups; `reserve`: percent of the host's disk.
+    `beside` starts what takes its time; `groups`: the node's control groups; `reserve`: percent of the host's disk;
+    `is_read`: whether the data of a node is being made from the repository.
     """
 
     repositories: Repositories
@@ -109,6 +111,7 @@ class Tending:
     beside: Beside
     groups: list[Path] = field(default_factory=list)
     reserve: int = 0
+    is_read: Callable[[], bool] = lambda: False
 
     def carry_out(self, archiver: Archiver | None, *, idle: bool) -> list[JobStatus]:
         """Do what is due; `care.status` is then what is known. `idle`: nobody waits for the host.
@@ -252,16 +255,25 @@ class Tending:
         return False
 
     def _expire(self) -> None:
-        """Let go what the plan does not keep; look at what is left, so that a backup is seen when its job is done."""
+        """Let go what the plan does not keep; look at what is left, so that a backup is seen when its job is done.
+
+        While a fork, a restore or a proof reads the repository, what it may need stays until the next backup.
+        """
         assert self.spec.repository is not None
         info = self.repositories.info(self.cluster)
         fulls = needed(info.backups, self.spec.repository.keep, datetime.now(UTC))
+        if self.is_read() or self._is_proven():
+            fulls += _MOST_HELD
         if fulls < sum(not backup.parent for backup in info.backups):
             program, config = self.repositories.installed(), self.cluster.config
             expire = pgbackrest.expire(program, config, fulls=fulls)
             self.repositories.run(expire, self.cluster.account, timeout=600)
             info = self.repositories.info(self.cluster)
         self.care.left = info.backups
+
+    def _is_proven(self) -> bool:
+        looked = (self.jobs.look(self.spec.node_id, job) for job in self.spec.jobs if job.name == "verify")
+        return any(status.state == "running" for status in looked)
 
 
 def needed(backups: list[Backup], keep: int, now: datetime) -> int:
