@@ -133,7 +133,7 @@ class History:
 
     def backups(self) -> list[str]:
         """The names of its full backups."""
-        return sorted({name.split("/")[2] for name in self.files.names("backup/main/") if re.match(r"\d+-\d+F/", name[12:])})
+        return sorted({name.split("/")[2] for name in self.files.names("backup/main/2") if re.search("F/", name)})
 
     def rows(self, node: NodeSpec | None = None) -> list[int]:
         """What a node holds now."""

@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from pgherd.agent.backups import needed, queue
-from pgherd.drivers import pgbackrest
+from pgherd.drivers import pgbackrest, recovery
 from pgherd.drivers.pgbackrest import Place, Program, Secrets
 from pgherd.errors import HostFault
 from pgherd.model.backup import is_due, latest_slot, wants_full, window
+from pgherd.model.moment import check_moment
 from pgherd.model.service import Schedule
-from pgherd.spec import S3, Backup, Repository
+from pgherd.spec import S3, Backup, Repository, RepositoryStatus
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 RUN, CONFIG, REPO = Path("/n/run"), Path("/n/config"), Path("/b/s/repo")
@@ -66,6 +67,7 @@ def test_full_ones() -> None:
         ([1, 0], 1, 1),
         ([3, 2, 1, 0], 3, 3),
         ([2, 1, 0], 3, 3),
+        ([3, 1.99, 1, 0], 3, 4),  # a minute less than two days is not two days
         ([0.3, 0.2, 0.1, 0], 3, 4),  # many in one day: the two days are not there yet
         ([5, 0.2, 0.1, 0], 3, 4),
         ([9, 5, 0.2, 0.1, 0], 3, 4),
@@ -84,11 +86,22 @@ def test_what_builds_on_another_keeps_it_and_damage_replaces_nothing() -> None:
 def test_the_window() -> None:
     assert window([], "", "") == ("", "")
     first, second = backup(2), backup(1)
-    assert window([first, second], NOW.isoformat(), "") == (first.ended_at, NOW.isoformat())
-    assert window([first, second], "", "") == (first.ended_at, second.ended_at)
+    begins = [(NOW - timedelta(days=d) + timedelta(seconds=1)).isoformat().replace("+00:00", "Z") for d in (2, 1)]
+    assert window([first, second], NOW.isoformat(), "") == (begins[0], NOW.isoformat())
+    assert window([first, second], "", "") == tuple(begins)
+    assert window([first], first.ended_at, "") == (begins[0], begins[0])
     gap = (NOW - timedelta(days=1.5)).isoformat().replace("+00:00", "Z")
-    assert window([first, second], NOW.isoformat(), gap)[0] == second.ended_at
-    assert window([backup(2, damaged=True), second], "", "")[0] == second.ended_at
+    assert window([first, second], NOW.isoformat(), gap)[0] == begins[1]
+    assert window([backup(2, damaged=True), second], "", "")[0] == begins[1]
+
+
+def test_what_the_window_names_is_accepted() -> None:
+    backups = [backup(2), backup(1)]
+    for moment in map(datetime.fromisoformat, window(backups, NOW.isoformat(), "")):
+        known = RepositoryStatus(True, backups, archived_at=NOW.isoformat())
+        check_moment(moment, known, "to", lives=False, now=NOW)
+        named = [msgspec.structs.replace(b, wal_start="0" * 23 + "1", wal_stop="0" * 23 + "1") for b in backups]
+        assert recovery.usable(named, 0, {}, moment)
 
 
 def test_the_configuration_of_a_directory() -> None:

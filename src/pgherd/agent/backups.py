@@ -288,7 +288,7 @@ def needed(backups: list[Backup], keep: int, now: datetime) -> int:
             continue
         fulls += 1
         age = now - datetime.fromisoformat(backup.ended_at)
-        if sound >= keep and age.total_seconds() >= (keep - 1) * _DAY - 3600 and not backup.damaged:
+        if sound >= keep and age.total_seconds() >= (keep - 1) * _DAY and not backup.damaged:
             break
     return max(1, fulls)
 

@@ -49,6 +49,11 @@ def sound_since(backups: list[Backup], gap_at: str) -> list[Backup]:
     return [b for b in backups if not b.damaged and (begin is None or datetime.fromisoformat(b.started_at) > begin)]
 
 
+def possible_from(backup: Backup) -> datetime:
+    """The first time to which one can go back from it: its end is known in whole seconds only."""
+    return datetime.fromisoformat(backup.ended_at) + timedelta(seconds=1)
+
+
 def window(backups: list[Backup], archived_at: str, gap_at: str) -> tuple[str, str]:
     """From when to when one can go back to any moment; two empty texts when there is no sound backup.
 
@@ -56,6 +61,11 @@ def window(backups: list[Backup], archived_at: str, gap_at: str) -> tuple[str, s
     segment arrived, or with the newest backup.
     """
     sound, beyond = sound_since(backups, ""), sound_since(backups, gap_at)
-    if not beyond:
-        return ("", "") if not sound else (sound[0].ended_at, sound[-1].ended_at)
-    return beyond[0].ended_at, max(archived_at, beyond[-1].ended_at)
+    if not sound:
+        return "", ""
+    first, last = (_written(possible_from(backup)) for backup in ((beyond or sound)[0], sound[-1]))
+    return first, max(archived_at if beyond else "", last)
+
+
+def _written(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from pgherd.errors import Conflict, Incorrect
-from pgherd.model.backup import sound_since
-from pgherd.spec import RepositoryStatus
+from pgherd.model.backup import possible_from, sound_since
+from pgherd.spec import RepositoryStatus, Window
 
 #: Clocks of clients differ; a time so little ahead is taken for now. Seconds.
 AHEAD = 5.0
@@ -34,66 +36,84 @@ def written(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+class Hole(NamedTuple):
+    """From when until when nothing can be restored, and why; no end: no backup came since."""
+
+    begin: datetime
+    end: datetime | None
+    why: str
+
+
 def first_moment(repository: RepositoryStatus) -> datetime | None:
     """The earliest time that can be restored: a second after the oldest backup ended. None: there is none."""
-    ends = [datetime.fromisoformat(backup.ended_at) for backup in repository.backups]
-    return min(ends) + timedelta(seconds=1) if ends else None
+    return min(map(possible_from, repository.backups), default=None)
 
 
-def gap(repository: RepositoryStatus) -> tuple[datetime, datetime | None] | None:
-    """From when until when nothing can be restored, because segments were given up; no end: no backup came since.
-
-    What they held is older than that by as long as they had waited, which only a recovery finds out.
-    """
-    first, begin = first_moment(repository), repository.gap_at and datetime.fromisoformat(repository.gap_at)
-    if first is None or not begin or begin < first:
-        return None
-    ends = [datetime.fromisoformat(b.ended_at) for b in sound_since(repository.backups, repository.gap_at)]
-    return begin, min(ends) + timedelta(seconds=1) if ends else None
+def holes(repository: RepositoryStatus, broken: Sequence[Window]) -> list[Hole]:
+    """What is known to be missing, the oldest first: segments that were given up last, and `broken`, which a proof
+    found. What else is missing, and how long before, only a recovery finds out."""
+    first = first_moment(repository)
+    if first is None:
+        return []
+    found = []
+    if repository.gap_at and (begin := datetime.fromisoformat(repository.gap_at)) >= first:
+        after = map(possible_from, sound_since(repository.backups, repository.gap_at))
+        found.append(Hole(begin, min(after, default=None), "where segments were given up"))
+    for span in broken:
+        start, stop = datetime.fromisoformat(span.start) + timedelta(seconds=1), datetime.fromisoformat(span.end)
+        later = (b for b in sound_since(repository.backups, "") if datetime.fromisoformat(b.ended_at) >= stop)
+        found.append(Hole(start, min(map(possible_from, later), default=None), "which the last proof found damaged"))
+    return sorted((hole for hole in found if hole.end is None or hole.end > first), key=lambda hole: hole.begin)
 
 
 def check_moment(
-    moment: datetime | None, repository: RepositoryStatus | None, field: str, *, lives: bool, now: datetime
+    moment: datetime | None,
+    repository: RepositoryStatus | None,
+    field: str,
+    *,
+    lives: bool,
+    now: datetime,
+    broken: Sequence[Window] = (),
 ) -> None:
     """Raise Incorrect or Conflict, with the possible window, when the data of `moment` (None: as late as possible)
     cannot be had.
 
-    `lives`: the service runs, so that what it has written until now will be archived.
+    `lives`: the service runs, so that what it has written until now will be archived. `broken`: what its last proof
+    found.
     """
+    possible = window(repository, now, lives=lives, broken=broken)
     if moment is not None and moment > now + timedelta(seconds=AHEAD):
-        raise Incorrect(f"{field}: {written(moment)} lies in the future; {window(repository, now, lives=lives)}")
+        raise Incorrect(f"{field}: {written(moment)} lies in the future; {possible}")
     first = first_moment(repository) if repository else None
     if repository is None or first is None:
         if moment is None and lives:
             return
-        raise Conflict(f"{field}: {window(repository, now, lives=lives)}")
+        raise Conflict(f"{field}: {possible}")
     if moment is not None and moment < first:
-        raise Incorrect(
-            f"{field}: {written(moment)} lies before the first backup; {window(repository, now, lives=lives)}"
-        )
-    begin, end = gap(repository) or (None, None)
-    if begin is None or (end is not None and (moment is None or moment >= end)):
-        return
-    if moment is None and not lives:
-        raise Conflict(
-            f"{field}: what was written after {written(begin)} is not in the archive, where segments were given up;"
-            f" name a time with recovery-backup-time: {window(repository, now, lives=lives)}"
-        )
-    if moment is not None and moment >= begin:
-        raise Incorrect(
-            f"{field}: {written(moment)} is not in the archive, where segments were given up;"
-            f" {window(repository, now, lives=lives)}"
-        )
+        raise Incorrect(f"{field}: {written(moment)} lies before the first backup; {possible}")
+    for hole in holes(repository, broken):
+        if moment is None and not lives and hole.end is None:
+            raise Conflict(
+                f"{field}: what was written after {written(hole.begin)} is not in the archive, {hole.why};"
+                f" name a time with recovery-backup-time: {possible}"
+            )
+        if moment is not None and moment >= hole.begin and (hole.end is None or moment < hole.end):
+            raise Incorrect(f"{field}: {written(moment)} is not in the archive, {hole.why}; {possible}")
 
 
-def window(repository: RepositoryStatus | None, now: datetime, *, lives: bool) -> str:
+def window(repository: RepositoryStatus | None, now: datetime, *, lives: bool, broken: Sequence[Window] = ()) -> str:
     """The possible times, in words."""
-    first = first_moment(repository) if repository else None
-    if repository is None or first is None:
+    begin = first_moment(repository) if repository else None
+    if repository is None or begin is None:
         return "the service has no backup yet, so only its present state can be had, and only while it runs."
-    last = written(now.replace(microsecond=0)) if lives else repository.archived_at or "the end of its archive"
-    if (hole := gap(repository)) is None:
-        return f"possible is {written(first)} to {last}."
-    begin, end = hole
-    after = f", and {written(end)} to {last}" if end else ""
-    return f"possible is {written(first)} to {written(begin)} at the latest{after}."
+    spans = []
+    for hole in holes(repository, broken):
+        if hole.begin > begin:
+            spans.append(f"{written(begin)} to {written(hole.begin)} at the latest")
+        if hole.end is None:
+            break
+        begin = max(begin, hole.end)
+    else:
+        last = written(now.replace(microsecond=0)) if lives else repository.archived_at or "the end of its archive"
+        spans.append(f"{written(begin)} to {last}")
+    return f"possible is {', and '.join(spans) or 'no time until the next backup'}."

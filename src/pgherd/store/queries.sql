@@ -421,7 +421,7 @@ insert into verification (service_id, backup, state, report) values (%(service_i
 on conflict (service_id, backup) do update set at = now(), state = excluded.state, report = excluded.report;
 
 -- last_verification --
-select state from verification where service_id = %(service_id)s order by at desc limit 1;
+select state, report from verification where service_id = %(service_id)s order by at desc limit 1;
 
 -- verify_candidates --
 select s.id, s.organization_id, n.host_id, n.status -> 'repository' as repository, v.state, v.at,

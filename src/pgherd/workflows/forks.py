@@ -20,7 +20,7 @@ from pgherd.model.passwords import verifier
 from pgherd.model.plan import PLANS
 from pgherd.model.pool import check_sum
 from pgherd.model.service import Change, Secrets, Wish
-from pgherd.spec import NodeStatus
+from pgherd.spec import NodeStatus, Verification, Window
 from pgherd.store.db import Transaction
 from pgherd.workflows.app import App, Caller
 from pgherd.workflows.nodes import pools_of
@@ -57,7 +57,8 @@ def find(app: App, tx: Transaction, caller: Caller, operation: UUID, fork: Fork,
     _check_change(wish, change)
     node = tx.rows("nodes", service_id=row["id"])[0]
     status = msgspec.convert(node["status"] or {}, NodeStatus) if node["status"] else None
-    check_status(fork.moment, status, "recovery-backup-time" if fork.moment else "fork-from-service")
+    field = "recovery-backup-time" if fork.moment else "fork-from-service"
+    check_status(fork.moment, status, field, broken_of(tx, row["id"]))
     _check_disk(str(change.plan), status.disk_used if status else 0)
     origin = Origin(
         str(operation), "fork", str(row["id"]), written(fork.moment) if fork.moment else "",
@@ -66,10 +67,17 @@ def find(app: App, tx: Transaction, caller: Caller, operation: UUID, fork: Fork,
     return Source(row["id"], node["host_id"], wish, origin, _secrets(app, tx, row, wish.admin))
 
 
-def check_status(moment: datetime | None, status: NodeStatus | None, field: str) -> None:
-    """Raise Incorrect or Conflict when the host's last observation knows that the data of `moment` cannot be had."""
-    lives = status is not None and status.state == "running"
-    check_moment(moment, status.repository if status else None, field, lives=lives, now=datetime.now(UTC))
+def check_status(moment: datetime | None, status: NodeStatus | None, field: str, broken: list[Window]) -> None:
+    """Raise Incorrect or Conflict when the host's last observation or the last proof (`broken`) knows that the data of
+    `moment` cannot be had."""
+    lives, known = status is not None and status.state == "running", status.repository if status else None
+    check_moment(moment, known, field, lives=lives, now=datetime.now(UTC), broken=broken)
+
+
+def broken_of(tx: Transaction, service: UUID) -> list[Window]:
+    """The times that cannot be restored as the service's last proof found."""
+    row = tx.row("last_verification", service_id=service)
+    return msgspec.convert(row["report"] or {}, Verification).broken if row else []
 
 
 def timeline_of(tx: Transaction, service: UUID, moment: datetime | None) -> int:

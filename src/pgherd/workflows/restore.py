@@ -17,7 +17,7 @@ from pgherd.spec import NodeStatus
 from pgherd.store.db import Transaction
 from pgherd.workflows.accept import accept
 from pgherd.workflows.app import App, Caller
-from pgherd.workflows.forks import check_status, timeline_of
+from pgherd.workflows.forks import broken_of, check_status, timeline_of
 from pgherd.workflows.nodes import restart_where_pending, start_nodes
 from pgherd.workflows.run import Run
 
@@ -30,7 +30,7 @@ def request(app: App, caller: Caller, operation: UUID, name: str, moment: dateti
 
     def wish(tx: Transaction) -> UUID:
         row, status = _found(tx, caller, name)
-        check_status(moment, status, "to")
+        check_status(moment, status, "to", broken_of(tx, row["id"]))
         timeline = timeline_of(tx, row["id"], moment)
         return _set(tx, row, Origin(str(operation), "restore", str(row["id"]), written(moment), timeline, keep=True))
 
