@@ -163,7 +163,7 @@ class Maker:
         if recovered.short and complete and not missing:
             # The archive holds all that was written until after the target: no transaction follows it.
             recovered, missing = self._reached(backup, "", reach)
-        elif recovered.short and _covers(recovered, self.origin.target):
+        elif recovered.short and recovery.covers(recovered, self.origin.target):
             until = recovered.until
             recovered, missing = self._reached(backup, "", replace(reach, segment=""))
             if recovered.until != until:
@@ -408,10 +408,3 @@ def forget_aside(cluster: Cluster, *, keep: str = "") -> None:
     answer = run(cluster.account, ["/bin/sh", "-c", script, "sh", str(cluster.directory / "data"), keep], timeout=600)
     if answer.code != 0:
         raise HostFault("A node's earlier data cannot be deleted.", detail=answer.err[-300:])
-
-
-def _covers(recovered: Recovered, target: str) -> bool:
-    """Whether the last transaction that there is was the last one by then, though no later one shows it."""
-    return bool(target and recovered.until) and (
-        datetime.fromisoformat(target) <= datetime.fromisoformat(recovered.until)
-    )

@@ -117,6 +117,13 @@ def missing(recovered: Recovered, timeline: int, history: dict[int, int], newest
     return segment(line, read + 1)
 
 
+def covers(recovered: Recovered, target: str) -> bool:
+    """Whether the last transaction that there is was the last one by `target`, though no later one shows it."""
+    return bool(target and recovered.until) and (
+        datetime.fromisoformat(target) <= datetime.fromisoformat(recovered.until)
+    )
+
+
 def running(name: str) -> int:
     """The running number of a segment's name."""
     return (int(name[8:16], 16) << 8) + int(name[16:24], 16)
