@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
 from tests.attacks.conftest import SECRET, Fort
-from tests.plugins.host import PASSWORD, RunningHost
+from tests.plugins.host import MAJOR, PASSWORD, RunningHost
 
 #: Hosts that are this machine, in every spelling, and others that no database lies behind.
 _HERE = (
@@ -64,14 +65,49 @@ def test_row_27_output_plugins(fort: Fort, attacker: str) -> None:
     fort.refused(attacker, *(f"SELECT pg_create_logical_replication_slot('s', '{plugin}')" for plugin in plugins))
     if attacker != "repl":
         fort.refused(attacker, "SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
+        for plugin in ("pgoutput", *plugins):
+            assert _walsender(fort, attacker, f'CREATE_REPLICATION_SLOT s LOGICAL "{plugin}"') == (2, b"")
     assert fort.superuser("SELECT count(*) FROM pg_replication_slots") == "0"
 
 
-def test_row_27_a_library_is_not_even_loaded(fort: Fort) -> None:
-    known = "SELECT count(*) FROM pg_settings WHERE name = 'output_plugin_libraries'"
-    if fort.superuser(known) == "0":
-        pytest.skip("CVE-2026-6471: this minor version loads any library for a replication user; fixed in 15.19")
-    assert fort.superuser("SHOW output_plugin_libraries") == "pgoutput, test_decoding"
+def _libraries(pid: int | str) -> set[str]:
+    """The shared libraries that a process has loaded."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split(maxsplit=5)[5] for line in lines if ".so" in line}
+
+
+@pytest.mark.parametrize("major", ["15", "17", "18"])
+def test_row_27_a_library_is_not_even_loaded(fort: Fort, major: str) -> None:
+    """By SQL and over the replication protocol: none of the host's libraries but the two for it."""
+    if major not in fort.host.agent.programs:
+        pytest.skip(f"PostgreSQL {major} is not installed")
+    if major != fort.spec.version:
+        fort = Fort(fort.host, fort.host.running(version=major))
+        fort.superuser(f"CREATE ROLE repl LOGIN REPLICATION PASSWORD '{SECRET}'")
+    try:
+        if fort.superuser("SELECT count(*) FROM pg_settings WHERE name = 'output_plugin_libraries'") == "0":
+            pytest.skip("CVE-2026-6471: this minor version loads any library for a replication user; fixed in 15.19")
+        assert fort.superuser("SHOW output_plugin_libraries") == "pgoutput, test_decoding"
+        directory = fort.host.agent.programs[major].library_files
+        real = {path.stem: path for path in directory.glob("*.so") if "_and_" not in path.stem}  # no conversions
+        assert {"hstore", "auto_explain", "basebackup_to_shell"} <= set(real)
+        tried = [*(set(real) - {"pgoutput", "test_decoding"}), "$libdir/hstore", "$libdir/pgoutput", "../lib/hstore"]
+        tried += [str(real["hstore"]), str(real["pgoutput"])]
+        tried += ["pgoutput, hstore", "pgoutput.so", "PgOutput", "libm.so.6"]
+        for kind in ("SELECT pg_create_logical_replication_slot('s', '{}')", 'CREATE_REPLICATION_SLOT s LOGICAL "{}"'):
+            session = {"replication": "database"} if kind.startswith("CREATE") else {}
+            with fort.connect("repl", **session) as connection:
+                before = _libraries(connection.info.backend_pid)
+                for plugin in tried:
+                    with pytest.raises(psycopg.Error):
+                        connection.execute(kind.format(plugin).encode())
+                assert _libraries(connection.info.backend_pid) == before
+                connection.execute(kind.format("test_decoding").encode())
+                assert str(real["test_decoding"]) in _libraries(connection.info.backend_pid) - before
+            fort.superuser("SELECT pg_drop_replication_slot('s')")
+    finally:
+        if major != MAJOR:
+            fort.host.change(fort.spec, desired="absent")
 
 
 def test_row_28_slots_do_not_keep_everything(fort: Fort, attacker: str) -> None:
@@ -80,12 +116,25 @@ def test_row_28_slots_do_not_keep_everything(fort: Fort, attacker: str) -> None:
     assert 0 < int(fort.superuser(kept)) <= fort.spec.disk_bytes >> 21
 
 
-@pytest.mark.parametrize("host", _HERE)
-def test_row_29_and_31_subscriptions_reach_no_service_of_this_machine(fort: Fort, host: str) -> None:
-    connection = f"host='{host}' port={fort.spec.port} dbname=defaultdb user=avnadmin password={PASSWORD}"
-    call = "SELECT pgherd.create_subscription('s', $c${}$c$, 'p', 's')"
-    errors = fort.refused("avnadmin", call.format(connection))
-    assert errors[0].sqlstate in ("42501", "22023")
+@pytest.fixture
+def owned(fort: Fort, attacker: str) -> Iterator[str]:
+    """A database that the attacker owns, so that it may call what is for owners."""
+    if attacker == "avnadmin":
+        yield "defaultdb"
+        return
+    fort.superuser(f"CREATE DATABASE owned TEMPLATE template0 OWNER {attacker}")
+    yield "owned"
+    fort.superuser("DROP DATABASE owned WITH (FORCE)")
+
+
+_SUBSCRIBE = "SELECT pgherd.create_subscription('s', $c${}$c$, 'p', 's')"
+
+
+def test_row_29_and_31_subscriptions_reach_no_service_of_this_machine(fort: Fort, attacker: str, owned: str) -> None:
+    login = f"port={fort.spec.port} dbname=defaultdb user=avnadmin password={PASSWORD}"
+    errors = fort.refused(attacker, *(_SUBSCRIBE.format(f"host='{host}' {login}") for host in _HERE), database=owned)
+    assert {error.sqlstate for error in errors} <= {"42501", "22023"}
+    assert not [error for error in errors if "permission denied" in str(error)], "refused for another reason"
     assert fort.superuser("SELECT count(*) FROM pg_subscription") == "0"
 
 
@@ -115,22 +164,24 @@ def test_row_31_other_machines_may_be_named(fort: Fort, host: str) -> None:
     assert fort.superuser(f"SELECT pgherd.require_remote('{host}')", "defaultdb") == ""
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        "hostaddr=127.0.0.1", "service=x", "passfile=/etc/passwd", "sslkey=/etc/passwd",
-        "sslcert=/etc/passwd", "sslrootcert=/etc/passwd", "options='-c log_statement=all'",
-        "options=-csession_preload_libraries=evil", "host=127.0.0.1", "gssencmode=require",
-        "replication=database", "port='1 hostaddr=127.0.0.1'", "target_session_attrs=any", "user=x",
-        "dbname='host=/tmp'",
-        "dbname='postgres://127.0.0.1/x'", "password='x", "HOST=127.0.0.1",
-        "application_name='a\\' hostaddr=127.0.0.1",
-    ],
+#: What a connection may not say beside its host.
+_MORE = (
+    "hostaddr=127.0.0.1", "service=x", "passfile=/etc/passwd", "sslkey=/etc/passwd",
+    "sslcert=/etc/passwd", "sslrootcert=/etc/passwd", "options='-c log_statement=all'",
+    "options=-csession_preload_libraries=evil", "host=127.0.0.1", "gssencmode=require",
+    "replication=database", "port='1 hostaddr=127.0.0.1'", "target_session_attrs=any", "user=x",
+    "dbname='host=/tmp'",
+    "dbname='postgres://127.0.0.1/x'", "password='x", "HOST=127.0.0.1",
+    "application_name='a\\' hostaddr=127.0.0.1",
 )  # fmt: skip
-def test_row_29_and_31_options_of_a_subscriptions_connection(fort: Fort, more: str) -> None:
-    connection = f"host=db.invalid user=avnadmin password=x {'' if 'dbname' in more else 'dbname=d'} {more}"
-    errors = fort.refused("avnadmin", f"SELECT pgherd.create_subscription('s', $c${connection}$c$, 'p', 's')")
-    assert errors[0].sqlstate in ("42501", "22023")
+
+
+def test_row_29_and_31_options_of_a_subscriptions_connection(fort: Fort, attacker: str, owned: str) -> None:
+    start = "host=db.invalid user=avnadmin password=x"
+    calls = [_SUBSCRIBE.format(f"{start} {'' if 'dbname' in more else 'dbname=d'} {more}") for more in _MORE]
+    errors = fort.refused(attacker, *calls, database=owned)
+    assert {error.sqlstate for error in errors} <= {"42501", "22023"}
+    assert not [error for error in errors if "permission denied" in str(error)], "refused for another reason"
 
 
 def test_row_29_what_is_checked_is_what_is_used(fort: Fort) -> None:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgherd.drivers import extensions
-from tests.attacks.conftest import Fort
+from tests.attacks.conftest import ATTACKERS, Fort
 
 _READERS = (
     "pg_read_file('postgresql.conf')", "pg_read_file('/etc/passwd')", "pg_read_binary_file('PG_VERSION')",
@@ -125,7 +125,7 @@ def test_row_07_alter_system(fort: Fort, attacker: str) -> None:
 def test_row_08_parameters_of_roles_and_databases(fort: Fort, setting: str) -> None:
     name = setting.split(" ")[0]
     before = fort.superuser(f"SHOW {name}") if "extwlist" not in name else ""
-    for attacker in ("avnadmin", "plain"):
+    for attacker in ATTACKERS:
         fort.refused(
             attacker,
             f"SET {setting}",
