@@ -150,7 +150,8 @@ class Origin(msgspec.Struct, frozen=True):
     While `source`, a node of the same host, runs and no `target` is given, its files are copied. Otherwise the backups
     and the archive of `repository` (None: the node's own) are restored, up to `target` (RFC 3339 in UTC; empty: all of
     them) on `timeline` (0: the newest). `undo`: the data comes back that an earlier origin put aside. `own`: it is the
-    service's own data, in which subscriptions go on.
+    service's own data, in which subscriptions go on. `back`: what the node still has is taken as it is, as long as
+    its deletion has not begun: it may hold more than the archive.
     """
 
     id: str
@@ -160,13 +161,15 @@ class Origin(msgspec.Struct, frozen=True):
     timeline: int = 0
     undo: bool = False
     own: bool = False
+    back: bool = False
 
 
 class OriginStatus(msgspec.Struct, frozen=True):
     """Which origin the node's data is from, and since when. `id` is empty for data that the host had to make anew.
 
     `left` and `timeline`: the timeline before and after, 0: unknown. `until`: the last transaction that was recovered,
-    empty: all. `aside`: bytes of the data from before, which is kept; 0: none. `lost`: why the host made it anew.
+    empty: all. `kept`: the origin from before which data is kept, empty: none; `aside`: its bytes. `lost`: why the host
+    made it anew.
     """
 
     id: str = ""
@@ -176,6 +179,7 @@ class OriginStatus(msgspec.Struct, frozen=True):
     until: str = ""
     aside: int = 0
     lost: str = ""
+    kept: str = ""
 
 
 class NodeSpec(msgspec.Struct, frozen=True):
@@ -191,8 +195,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     With `timescale` TimescaleDB is preloaded and in defaultdb; with `audit` every database has the extension pgaudit.
     `monitor` is the bcrypt hash, sealed for the host, of the password with which Prometheus reads `port` + 3;
     empty: nothing answers there.
-    `keep_aside`: data from before its `origin` is kept. `established`: the node has run, so that an empty cluster can
-    only mean that its data is lost.
+    `confirmed`: the origin from before which nobody wants the data back; the host deletes it, and that of no other.
+    `established`: the node has run, so that an empty cluster can only mean that its data is lost.
     """
 
     node_id: str
@@ -225,7 +229,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
     monitor: str = ""
     pooler_version: str = ""
     origin: Origin | None = None
-    keep_aside: bool = False
+    confirmed: str = ""
     established: bool = False
 
 

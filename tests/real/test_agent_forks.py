@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ import pytest
 
 from pgherd.agent import disk, origins
 from pgherd.agent.origins import Maker
+from pgherd.agent.records import note, read_record
 from pgherd.drivers import live_copy
 from pgherd.drivers.recovery import Recovered
 from pgherd.errors import HostFault
@@ -155,7 +157,7 @@ class History:
     def restore(self, **origin: object) -> Origin:
         """Put the node's own data back."""
         given = Origin(secrets.token_hex(8), source=self.node.node_id, own=True, **origin)
-        self.node = self.host.change(self.node, origin=given, keep_aside=not given.undo)
+        self.node = self.host.change(self.node, origin=given)
         self.host.until_in_force(self.node, 90)
         self.node = self.host.change(self.node, origin=None)
         self.host.until_in_force(self.node)
@@ -382,6 +384,89 @@ def test_in_place_and_back_and_to_a_time_of_a_history_that_was_left(host: Runnin
     host.until_in_force(other, 90)
     assert history.rows(other) == [*rows, 1000]
     host.change(other, desired="absent")
+
+
+def beside(host: RunningHost, spec: NodeSpec) -> list[str]:
+    """What lies beside the data that is in force, but for what pgBackRest has there."""
+    names = {path.name for path in (host.directory(spec) / "data").iterdir()}
+    return sorted(names - {"pgdata", "spool", "lock"})
+
+
+def lose(host: RunningHost, history: History) -> None:
+    """The data is gone, after all of it went to the archive; it is there again when this is over."""
+    status = host.link.statuses[history.node.node_id]
+    before = status.origin.at if status.origin else ""
+    segment = host.sql(history.node, "select pg_walfile_name(pg_switch_wal());").strip()
+    archived = f"select coalesce(left(last_archived_wal, 24) >= '{segment}', false) from pg_stat_archiver;"
+    until(lambda: host.sql(history.node, archived).strip() == "t", 30)
+    shutil.rmtree(host.directory(history.node) / "data" / "pgdata")
+    host.until(history.node, lambda s: s.origin is not None and s.origin.lost != "" and s.origin.at > before, 90)
+    host.until(history.node, lambda s: s.state == "running")
+
+
+def test_only_a_confirmation_of_the_restore_deletes_what_was_before_it(host: RunningHost, history: History) -> None:
+    """Not a spec that says nothing of it, as after an adoption; not another restore; not data that is made anew."""
+    history.write(1)
+    now, (moment, rows) = history.rows(), history.moments[-2]
+    first = history.restore(target=moment)
+    with host.connect(history.node) as connection:
+        connection.execute("insert into history values (1001)")
+    second = history.restore(target=moment)
+    assert history.rows() == rows and beside(host, history.node) == [f"before-{first.id}"]
+    lose(host, history)
+    for confirmed in ("", second.id, "lost"):
+        history.node = host.change(history.node, confirmed=confirmed)
+        status = host.until_in_force(history.node)
+        assert status.origin is not None and status.origin.kept == first.id and status.origin.aside > 0
+    assert history.rows() == rows and beside(host, history.node) == [f"before-{first.id}"]
+    history.restore(undo=True)
+    assert history.rows() == now and beside(host, history.node) == []
+
+    third = history.restore(target=moment)
+    history.node = host.change(history.node, confirmed=third.id)
+    status = host.until_in_force(history.node)
+    assert status.origin is not None and (status.origin.kept, status.origin.aside) == ("", 0)
+    until(lambda: beside(host, history.node) == [])
+    history.node = host.change(history.node, origin=Origin("brings-nothing", own=True, undo=True))
+    status = host.until(history.node, lambda s: s.refused == history.node.generation)
+    assert "no earlier data" in status.reason
+    history.node = host.change(history.node, origin=None)
+    host.until_in_force(history.node)
+
+
+def test_what_was_made_in_vain_is_cleared_and_never_comes_back(host: RunningHost, history: History) -> None:
+    """A restore that cannot end, an exchange that never began, and what an agent left that died after an undo."""
+    history.write(1)
+    now, (moment, _) = history.rows(), history.moments[-2]
+    segment = host.sql(history.node, "select pg_walfile_name(pg_switch_wal());").strip()
+    found = until(lambda: list((history.repository / "archive").rglob(f"{segment}-*.zst")))[0]
+    content = found.read_bytes()
+    found.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
+    target = history.moments[-1][0]
+    origin = Origin(secrets.token_hex(8), source=history.node.node_id, own=True, target=target)
+    history.node = host.change(history.node, origin=origin)
+    host.until(history.node, lambda s: "cannot be read" in s.reason, 60)
+    assert beside(host, history.node) == ["making"]
+    found.write_bytes(content)
+    history.node = host.change(history.node, origin=None)
+    host.until_in_force(history.node)
+    until(lambda: beside(host, history.node) == [])
+
+    kept = history.restore(target=moment)
+    host.stop()
+    directory, user = host.directory(history.node), host.account(history.node)
+    for name in ("making", "made-other", "before-other"):
+        shutil.copytree(directory / "data" / "pgdata" / "global", directory / "data" / name / "global")
+        if user is not None:
+            subprocess.run(["chown", "-R", f"{user.uid}:{user.gid}", str(directory / "data" / name)], check=True)
+    record = read_record(directory)
+    record.unclean = record.exchanging = "other"
+    record.taken, record.coming = "made-other", record.origin
+    note(directory, record)
+    host.start()
+    until(lambda: beside(host, history.node) == [f"before-{kept.id}"])
+    history.restore(undo=True)
+    assert history.rows() == now and beside(host, history.node) == []
 
 
 def test_lost_data_comes_back_from_the_repository(host: RunningHost, history: History) -> None:

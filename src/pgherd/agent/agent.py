@@ -321,7 +321,9 @@ class Agent:
             return None
         if pgbouncer.is_wanted(spec) and {role.name for role in node.status.users} - {role.name for role in seen.users}:
             convergence.pooling.cut()
-        if not features.are_current(spec, seen, read_record(convergence.directory)):
+        record = read_record(convergence.directory)
+        left = record.unclean and not self.host.makings.work_on(spec.node_id)
+        if left or not features.are_current(spec, seen, record):
             return None
         soon = self._tend(node, spec, convergence, seen)
         status = self._running(node, spec, seen)

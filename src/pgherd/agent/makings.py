@@ -32,7 +32,7 @@ class Makings:
         """The node's work of this key, begun if it is not there; work of another key is cancelled and waited for."""
         with self._lock:
             found = self._running.get(node_id)
-            if found is not None and found.key != key:
+            if found is not None and (found.key != key or found.cancelled.is_set()):
                 found.cancelled.set()
                 if not found.ended.is_set():
                     return found
@@ -51,11 +51,22 @@ class Makings:
             raise making.error
         return making.result
 
-    def cancel(self, node_id: str) -> None:
-        """Let no further part of the node's work begin."""
+    def cancel(self, node_id: str) -> bool:
+        """Let no further part of the node's work begin; returns whether none of it goes on."""
         with self._lock:
-            if found := self._running.pop(node_id, None):
-                found.cancelled.set()
+            found = self._running.get(node_id)
+            if found is None:
+                return True
+            found.cancelled.set()
+            if found.ended.is_set():
+                del self._running[node_id]
+            return found.ended.is_set()
+
+    def work_on(self, node_id: str) -> bool:
+        """Whether any of the node's work goes on."""
+        with self._lock:
+            found = self._running.get(node_id)
+            return found is not None and not found.ended.is_set()
 
     def _work(self, node_id: str, making: Making, work: Callable[[Making], Any]) -> None:
         try:

@@ -2,8 +2,8 @@
 
 The new data is made aside, in `data/making`, by the node's own user; `data/made-<id>` when it is complete and
 recovered. It comes into force by a rename while the server is stopped; what was there before is then
-`data/before-<id>`. Root's record says which exchange has begun and which is done, so each happens once whenever the
-agent dies.
+`data/before-<id>`, and is recovered in that place when it is to come back. Root's record says which exchange has begun
+and which is done, so each happens once whenever the agent dies.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Maker:
     """Makes the data of one origin for the cluster of one node.
 
     `source`: the node that is copied, or whose newest segment the archive needs; `repository`: what is restored;
-    `reserve`: bytes of disk that stay free.
+    `reserve`: bytes of disk that stay free; `kept`: the origin from before which there is data that can come back.
     """
 
     repositories: Repositories
@@ -80,6 +80,7 @@ class Maker:
     cores: int
     making: Making
     reserve: int = 0
+    kept: str = ""
 
     @property
     def data(self) -> Path:
@@ -88,18 +89,25 @@ class Maker:
 
     @property
     def aside(self) -> Path:
-        """What is not complete yet. What comes back is never where something new was being made."""
-        return self.data / ("returning" if self.origin.undo else "making")
+        """What is not complete yet. What comes back stays where it was kept, so that nothing else is taken for it."""
+        return self.data / (f"before-{self.kept}" if self.origin.undo else "making")
+
+    @property
+    def taken(self) -> str:
+        """The name of what comes into force."""
+        return self.aside.name if self.origin.undo else f"made-{self.origin.id}"
 
     def make(self) -> Made:
-        """Let `made-<id>` be there. Raises Impossible, or HostFault when trying again may help."""
+        """Let `taken` be there. Raises Impossible, or HostFault when trying again may help."""
         if not _ID.fullmatch(self.origin.id):
             raise HostFault("An origin's id is not acceptable.")
+        if self.origin.undo:
+            return self._undone()
         # An agent that died after the last step has left what it made, but no word of it.
         taken_back = '[ ! -d "$1" ] || { rm -rf "$2" && mv -T "$1" "$2"; }'
-        self._shell(taken_back, self.data / f"made-{self.origin.id}", self.aside)
-        made = self._undone() if self.origin.undo else self._copied() or self._restored()
-        self._shell('mv -T "$1" "$2" && sync "$3"', self.aside, self.data / f"made-{self.origin.id}", self.data)
+        self._shell(taken_back, self.data / self.taken, self.aside)
+        made = self._copied() or self._restored()
+        self._shell('mv -T "$1" "$2" && sync "$3"', self.aside, self.data / self.taken, self.data)
         return made
 
     # --- the three ways ------------------------------------------------------------------------------------
@@ -211,20 +219,13 @@ class Maker:
         return self._recover(self.aside, fetch, target, str(timeline), signal=True)
 
     def _undone(self) -> Made:
-        """From what the last exchange put aside. It goes on on a timeline of its own, so that the archive, which has
+        """From what an earlier exchange put aside. It goes on on a timeline of its own, so that the archive, which has
         got the one that is left now, holds no two histories of one name."""
         self.making.step = "brings the data back"
         repository = self._configured()
-        script = (
-            '[ -d "$2" ] || { set -- "$1" "$2" "$3" "$(ls -d "$1"/before-* 2>/dev/null | head -n 1)";'
-            ' [ -d "$4" ] || exit 9; mv -T "$4" "$2"; };'
-            ' cp -n "$3"/pg_wal/*.history "$2/pg_wal/" 2>/dev/null; exit 0'
-        )
-        answer = run(
-            self.cluster.account,
-            ["/bin/sh", "-c", script, "sh", *map(str, (self.data, self.aside, self.cluster.pgdata))],
-        )
-        if answer.code == 9:
+        script = '[ -d "$1" ] || exit 9; cp -n "$2"/pg_wal/*.history "$1/pg_wal/" 2>/dev/null; exit 0'
+        argv = ["/bin/sh", "-c", script, "sh", str(self.aside), str(self.cluster.pgdata)]
+        if not self.kept or run(self.cluster.account, argv).code == 9:
             raise Impossible("There is no earlier data to bring back.")
         fetch = pgbackrest.fetch(self.repositories.installed(), self._config, self.aside)
         recovered = self._recover(self.aside, fetch, "", "current", signal=True)
@@ -352,15 +353,15 @@ class Maker:
             raise HostFault("It is not wanted any more.")
 
 
-def exchange(cluster: Cluster, origin_id: str) -> None:
-    """Put what was made into force, once; the server is stopped. What was there before is kept beside it."""
+def exchange(cluster: Cluster, origin_id: str, taken: str) -> None:
+    """Put `taken` into force, once; the server is stopped. What was there before is kept beside it."""
     script = (
-        'cd "$1" || exit 1; made=made-$2; before=before-$2;'
+        'cd "$1" || exit 1; made=$3; before=before-$2;'
         ' if [ -d "$made" ]; then'
         ' if [ -e pgdata ] && [ ! -e "$before" ]; then mv -T pgdata "$before" || exit 1; fi;'
         ' rm -rf pgdata; mv -T "$made" pgdata || exit 1; sync . ; fi; [ -f pgdata/PG_VERSION ]'
     )
-    argv = ["/bin/sh", "-c", script, "sh", str(cluster.directory / "data"), origin_id]
+    argv = ["/bin/sh", "-c", script, "sh", str(cluster.directory / "data"), origin_id, taken]
     answer = run(cluster.account, argv, timeout=600)
     if answer.code != 0:
         raise HostFault("A node's new data cannot be put in place.", detail=answer.err[-300:])
@@ -389,22 +390,23 @@ def is_there(cluster: Cluster, name: str = "pgdata") -> bool:
     raise HostFault("Whether the node's data is there cannot be told.", detail=looked.err.strip()[-300:])
 
 
-def is_made(cluster: Cluster, origin_id: str) -> bool:
-    """Whether the data of this origin waits to be put in place."""
-    return is_there(cluster, f"made-{origin_id}")
-
-
-def bytes_aside(cluster: Cluster) -> int:
-    """The size of what is kept from before."""
-    script = 'du -sbc "$1"/before-* 2>/dev/null | tail -n 1 | cut -f 1'
-    answer = run(cluster.account, ["/bin/sh", "-c", script, "sh", str(cluster.directory / "data")], timeout=120)
+def bytes_aside(cluster: Cluster, origin_id: str) -> int:
+    """The size of what is kept from before this origin, 0: nothing is. Raises HostFault when that cannot be told."""
+    script = '[ -d "$1" ] || { echo 0; exit; }; du -sb "$1" | cut -f 1'
+    path = cluster.directory / "data" / f"before-{origin_id}"
+    answer = run(cluster.account, ["/bin/sh", "-c", script, "sh", str(path)], timeout=120)
     text = answer.out.strip()
-    return int(text) if text.isdigit() else 0
+    if not text.isdigit():
+        raise HostFault("A node's earlier data cannot be read.", detail=answer.err[-300:])
+    return int(text)
 
 
-def forget_aside(cluster: Cluster, *, keep: str = "") -> None:
-    """Delete what was there before, but for the one that was left for the origin `keep`."""
-    script = 'for d in "$1"/before-*; do [ "$d" = "$1/before-$2" ] || rm -rf "$d"; done'
+def tidy(cluster: Cluster, keep: str) -> None:
+    """Delete what is neither in force nor from before the origin `keep`: what was made in vain, what was left."""
+    script = (
+        'cd "$1" || exit 1; code=0; for d in making made-* before-*; do'
+        ' [ "$d" = "before-$2" ] || rm -rf "$d" || code=1; done; exit $code'
+    )
     answer = run(cluster.account, ["/bin/sh", "-c", script, "sh", str(cluster.directory / "data"), keep], timeout=600)
     if answer.code != 0:
         raise HostFault("A node's earlier data cannot be deleted.", detail=answer.err[-300:])

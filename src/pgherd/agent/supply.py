@@ -44,21 +44,43 @@ class Supply:
 
     def ensure(self) -> bool:
         """The data is the spec's; returns whether it was exchanged. Raises NotReady while it is made, Impossible."""
-        record, wanted = read_record(self.cluster.directory), self.origin
-        if wanted is not None and record.done != wanted.id:
+        record = read_record(self.cluster.directory)
+        wanted = self.origin if self.origin is not None and self.origin.id != record.done else None
+        if record.exchanging not in ("", _LOST, wanted.id if wanted else ""):
+            self._settle(record)
+        if wanted is not None and not self._has_all(wanted, record):
             self._carry_out(wanted, record)
         elif record.exchanging == _LOST or not origins.is_there(self.cluster):
             self._rebuild(record)
         else:
-            self._forget_aside(record)
+            self._forget_confirmed(record)
+            self._tidy(record)
             return False
         return True
 
+    def _settle(self, record: Record) -> None:
+        """No operation waits for this exchange any more: it is given up unless it has begun."""
+        if origins.is_there(self.cluster, record.taken) and origins.is_there(self.cluster):
+            record.exchanging, record.coming = "", None
+            note(self.cluster.directory, record)
+        else:
+            self.stop()
+            self._exchange(record.exchanging, record)
+
+    def _has_all(self, origin: Origin, record: Record) -> bool:
+        """Whether what is to come back after a delete is still here, with what the repository may not have yet."""
+        if not origin.back or record.exchanging == origin.id or not origins.is_there(self.cluster):
+            return False
+        record.done = origin.id
+        note(self.cluster.directory, record)
+        return True
+
     def _carry_out(self, origin: Origin, record: Record) -> None:
-        made = Made()
         if record.exchanging != origin.id:
-            made = self._made(origin)
-            record.exchanging, record.origin = origin.id, self._status(origin.id, made)
+            self._begin(origin.id, record)
+            made = self._made(origin, record.kept)
+            record.exchanging, record.coming = origin.id, self._status(origin.id, made)
+            record.taken = f"before-{record.kept}" if origin.undo else f"made-{origin.id}"
             note(self.cluster.directory, record)
             failpoints.passing("origin made")
         self.stop()
@@ -70,27 +92,38 @@ class Supply:
         if record.exchanging != _LOST:
             if self.spec.repository is None:
                 raise Impossible("The node's data is gone, and the service has no backup to make it anew from.")
+            self._begin(_LOST, record)
             try:
-                made = self._made(Origin(_LOST, own=True))
+                made = self._made(Origin(_LOST, own=True), "")
             except Impossible as error:
                 raise Impossible(f"The node's data is gone and cannot be made anew: {error.message}") from None
             lost = (
                 f"The node's data was gone; it is made anew from backup and archive, up to {made.until or 'their end'}."
                 + (f" What was written later is not in it: the archive lacks {made.missing}." if made.missing else "")
             )
-            record.exchanging = _LOST
-            record.origin = msgspec.structs.replace(self._status(record.done, made), lost=lost)
+            record.exchanging, record.taken = _LOST, f"made-{_LOST}"
+            record.coming = msgspec.structs.replace(self._status(record.done, made), lost=lost)
             note(self.cluster.directory, record)
         self._exchange(_LOST, record)
 
-    def _made(self, origin: Origin) -> Made:
+    def _begin(self, origin_id: str, record: Record) -> None:
+        """What is left from now on is known to be this origin's; what others left in vain is gone."""
+        if record.unclean == origin_id:
+            return
+        self._tidy(record)
+        if record.unclean:
+            raise NotReady("What an earlier operation has begun is being ended.")
+        record.unclean = origin_id
+        note(self.cluster.directory, record)
+
+    def _made(self, origin: Origin, kept: str) -> Made:
         """What was made, once it is; waits a moment for it. Raises NotReady."""
 
         def work(making: Making) -> Made:
             repository = origin.repository or self.spec.repository
             source = self.cluster_of(origin.source) if origin.source else None
             free = disk.kept_free(self.cluster, self.reserve)
-            maker = Maker(self.repositories, origin, self.cluster, source, repository, self.cores, making, free)
+            maker = Maker(self.repositories, origin, self.cluster, source, repository, self.cores, making, free, kept)
             return maker.make()
 
         making = self.makings.ensure(self.spec.node_id, origin.id, work)
@@ -99,29 +132,48 @@ class Supply:
             left -= 0.1
             if self.overtaken():
                 raise Interrupted("A newer wish for this node has come.")
-        if making.key != origin.id or not making.ended.is_set():
+        if making.key != origin.id or making.cancelled.is_set() or not making.ended.is_set():
             raise NotReady(f"The data is being made: {making.step or 'begins'}.")
         made: Made = self.makings.take(self.spec.node_id, making)
         return made
 
     def _exchange(self, origin_id: str, record: Record) -> None:
         failpoints.passing("origin exchange begin")
-        origins.exchange(self.cluster, origin_id)
+        origins.exchange(self.cluster, origin_id, record.taken)
         failpoints.passing("origin exchange end")
-        assert record.origin is not None
-        kept = origins.bytes_aside(self.cluster) if self.spec.keep_aside else 0
-        record.origin = msgspec.structs.replace(record.origin, at=report.now(), aside=kept)
+        assert record.coming is not None
+        kept = self._kept_by(origin_id, record)
+        aside = origins.bytes_aside(self.cluster, kept) if kept else 0
+        record.origin = msgspec.structs.replace(record.coming, at=report.now(), kept=kept if aside else "", aside=aside)
         # All that was done in the old data is to be done in the new.
-        record.admin, record.timescale, record.audited, record.exchanging = "", False, 0, ""
+        record.admin, record.timescale, record.audited = "", False, 0
+        record.exchanging, record.taken, record.coming, record.unclean = "", "", None, origin_id
         if origin_id != _LOST:
             record.done = origin_id
         note(self.cluster.directory, record)
-        origins.forget_aside(self.cluster, keep=origin_id if self.spec.keep_aside else "")
+        failpoints.passing("origin exchange noted")
+        self._tidy(record)
 
-    def _forget_aside(self, record: Record) -> None:
-        if record.origin is not None and record.origin.aside and not self.spec.keep_aside:
-            origins.forget_aside(self.cluster)
-            record.origin = msgspec.structs.replace(record.origin, aside=0)
+    def _kept_by(self, origin_id: str, record: Record) -> str:
+        """From before which origin data is kept after this exchange: the first that nobody confirmed or undid, so that
+        an undo leads back to what was there before all of them. What is lost leaves nothing to keep."""
+        if record.taken == f"before-{record.kept}":
+            return ""
+        return record.kept or ("" if origin_id == _LOST else origin_id)
+
+    def _forget_confirmed(self, record: Record) -> None:
+        if record.origin is not None and record.kept and record.kept == self.spec.confirmed:
+            # Noted first: what is half deleted must not come back.
+            record.origin = msgspec.structs.replace(record.origin, kept="", aside=0)
+            record.unclean = record.unclean or self.spec.confirmed
+            note(self.cluster.directory, record)
+            failpoints.passing("origin forgotten")
+
+    def _tidy(self, record: Record) -> None:
+        """Nothing is left but what is in force and what is kept; later, while something is still being made."""
+        if record.unclean and self.makings.cancel(self.spec.node_id):
+            origins.tidy(self.cluster, record.kept)
+            record.unclean = ""
             note(self.cluster.directory, record)
 
     @staticmethod

@@ -22,10 +22,8 @@ def restore(
     to: Annotated[
         str | None, typer.Option("--to", metavar="TIME", help="ISO 8601 time; UTC when it has no offset.")
     ] = None,
-    undo: Annotated[bool, typer.Option("--undo", help="Bring the data back that the last restore put aside.")] = False,
-    confirm: Annotated[
-        bool, typer.Option("--confirm", help="Delete the data that the last restore put aside.")
-    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Bring the data back that was put aside.")] = False,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Delete the data that was put aside.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     wait: Wait = True,
     timeout: Timeout = None,

@@ -14,7 +14,6 @@ class Origin(msgspec.Struct, frozen=True):
 
     `service`: whose data; its own for `restore` (to a time, in place), `undo` (of that) and `return` (after a delete).
     `target`: RFC 3339 in UTC, empty: as late as possible. `timeline`: the one that `target` lies on, 0: the newest.
-    `keep`: the data from before is kept until it is confirmed that nobody wants it back.
     """
 
     id: str
@@ -22,7 +21,6 @@ class Origin(msgspec.Struct, frozen=True):
     service: str
     target: str = ""
     timeline: int = 0
-    keep: bool = False
 
 
 class Branch(msgspec.Struct, frozen=True):

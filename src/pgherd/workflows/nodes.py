@@ -104,7 +104,7 @@ def ensure_specs(run: Run) -> None:
                 ),
                 jobs=msgspec.convert(told.get("jobs", []), list[Job]),  # other operations' affair
                 origin=origin_for(run, tx, row, node),
-                keep_aside=bool(row["origin"] and row["origin"]["keep"]),
+                confirmed=told.get("confirmed", ""),
             )
             spec = msgspec.to_builtins(whole)
             del spec["generation"]
