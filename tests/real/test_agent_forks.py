@@ -573,6 +573,46 @@ def test_a_backup_that_is_being_proven_is_not_expired(host: RunningHost, short: 
     assert found is not None and found.problems == [] and found.backup == before[0]
 
 
+def test_a_node_that_comes_back_while_its_delete_waits_lost_nothing(host: RunningHost, history: History) -> None:
+    """The repository cannot be written, so the data cannot go; what it holds is nowhere else."""
+    if history.files.bucket is not None:
+        pytest.skip("a directory can be hidden for a while")
+    archive = history.files.directory / "archive"
+    archive.rename(archive.with_name("hidden"))
+    archive.write_text("no directory")
+    with host.connect(history.node) as connection:
+        connection.execute("insert into history values (3000)")
+    rows = history.rows()
+    history.node = host.change(history.node, desired="kept", origin=None)
+    host.until(history.node, lambda s: s.step == "archive" and s.reason != "", 60)
+    archive.unlink()
+    archive.with_name("hidden").rename(archive)
+    origin = Origin(secrets.token_hex(8), own=True, back=True)
+    history.node = host.change(history.node, desired="running", origin=origin, established=True)
+    host.until_in_force(history.node, 90)
+    assert 3000 in rows and history.rows() == rows
+
+
+def test_data_that_does_not_recover_is_not_deleted_while_the_service_is_kept(
+    host: RunningHost, history: History
+) -> None:
+    with host.connect(history.node) as connection:
+        connection.execute("insert into history values (4000)")
+    rows, control = history.rows(), host.directory(history.node) / "data" / "pgdata" / "global" / "pg_control"
+    host.stop()
+    host.agent.supervisor.remove(f"node-{history.node.node_id}", gently=False)
+    control.rename(control.with_name("hidden"))
+    history.node = host.change(history.node, desired="kept", origin=None)
+    host.start()
+    host.until(history.node, lambda s: s.step == "archive" and "does not recover" in s.reason, 60)
+    control.with_name("hidden").rename(control)
+    host.until(history.node, lambda s: s.state == "kept", 60)
+    origin = Origin(secrets.token_hex(8), own=True, back=True)
+    history.node = host.change(history.node, desired="running", origin=origin, established=True)
+    host.until_in_force(history.node, 90)
+    assert 4000 in rows and history.rows() == rows
+
+
 def test_a_deleted_node_leaves_no_repository(host: RunningHost, history: History) -> None:
     host.change(history.node, desired="absent")
     host.until(history.node, lambda s: s.state == "absent", 60)

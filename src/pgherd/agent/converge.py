@@ -147,7 +147,7 @@ class Convergence:
         self._do("archive", self._archive_rest)
         for beside in (exporting.service_name(self.spec.node_id), pooling.service_name(self.spec.node_id)):
             self.host.supervisor.remove(beside, gently=False)
-        self._do("delete", lambda: self.host.slots.empty(self.directory))
+        self._do("delete", self._empty)
         self._do("limits", lambda: self.host.limits.remove(self.spec.node_id))
         self._do("firewall", lambda: self.host.firewall.drop(self.spec.node_id))
 
@@ -195,6 +195,8 @@ class Convergence:
     def _ensure_directory(self) -> None:
         """A new node gets a warm directory; one whose data comes from elsewhere, or was lost, an empty one."""
         if self.directory.exists():
+            if read_record(self.directory).leaving:
+                self.host.slots.empty(self.directory)  # the rest of what was being deleted
             return
         if self.host.deleted.holds(self.spec.node_id):
             raise Gone(
@@ -238,6 +240,12 @@ class Convergence:
         if not other.directory.exists():
             return None
         return Source(other.cluster, lives and wished, stops=lives and not wished, stopped=not lives and not wished)
+
+    def _empty(self) -> None:
+        if self.directory.exists() and not (record := read_record(self.directory)).leaving:
+            record.leaving = True
+            note(self.directory, record)
+        self.host.slots.empty(self.directory)
 
     def _discard(self) -> None:
         self.host.makings.cancel(self.spec.node_id)
@@ -293,14 +301,14 @@ class Convergence:
             self.host.repositories.remove(self.spec.repository)
 
     def _archive_rest(self) -> None:
-        """What was written last goes into the repository; what is damaged cannot, and goes with the data."""
+        """What was written last goes into the repository. As long as it cannot, for whatever reason, the data stays:
+        it comes back with the service, or goes when that is not kept any more. Raises HostFault."""
         repository = self.spec.repository
-        if repository is None or not self.directory.exists() or not origins.is_there(self.cluster):
+        if not self.directory.exists() or read_record(self.directory).leaving or not origins.is_there(self.cluster):
             return
-        try:
-            origins.ensure_ended(self.cluster)
-        except HostFault as error:
-            log.warning("node %s: what it wrote last may be lost: %s", self.spec.node_id, error)
+        if repository is None or not self.host.repositories.record(self.spec.service_id).ready:
+            raise HostFault("There is no repository that could take what the node has.")
+        origins.ensure_ended(self.cluster)
         self.host.repositories.push_rest(repository, self.cluster)
 
     def _render(self, cluster: Cluster, archive_command: str) -> dict[str, str]:

@@ -26,7 +26,8 @@ def origin_for(run: Run, tx: Transaction, row: DictRow, node: DictRow) -> spec.O
     if origin.kind != "fork":
         source = "" if origin.kind == "return" else str(node["id"])
         return spec.Origin(
-            origin.id, source, None, origin.target, origin.timeline, undo=origin.kind == "undo", own=True
+            origin.id, source, None, origin.target, origin.timeline, undo=origin.kind == "undo", own=True,
+            back=origin.kind == "return",
         )  # fmt: skip
     known: dict[str, Any] = (node["spec"] or {}).get("origin") or {}
     source_row = tx.row("service_by_id", id=UUID(origin.service))
