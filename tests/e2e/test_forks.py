@@ -179,6 +179,22 @@ def test_in_place_and_back_by_the_command_line(
     assert gone.returncode and "No data of" in gone.stderr
 
 
+def test_an_undo_that_waits_behind_other_changes_finds_the_data(
+    mine: Instance, source: str, history: list[tuple[datetime, int]]
+) -> None:
+    moment, last = history[3]
+    before = rows(mine, source)
+    mine.run("service", "restore", source, "--to", moment.isoformat(), "--yes")
+    assert rows(mine, source) == list(range(1, last + 1)) != before
+    with stopped(mine, "agent"):
+        change = {"pg-settings": {"log_min_duration_statement": 4321}}
+        update = mine.call("PUT", f"/v2/dbaas-postgres/{source}", change).json()
+        undo = mine.call("POST", f"/pgherd/v1/service/{source}/restore/undo").json()
+        assert update["state"] == undo["state"] == "pending", (update, undo)
+    assert mine.finished(update, 60)["state"] == mine.finished(undo, 120)["state"] == "success"
+    assert rows(mine, source) == before
+
+
 def node_of(instance: Instance, name: str) -> str:
     mine = f"s.name = '{name}' and s.deleted_at is null"
     return metadata(instance, f"select n.id from node n join service s on s.id = n.service_id where {mine}")
@@ -238,6 +254,29 @@ def test_a_deleted_service_comes_back_with_all_that_was_written(mine: Instance) 
     metadata(mine, f"update service set kept_until = now() where name = '{name}'")
     kept = len(list((mine.home / "backups").iterdir()))
     until(lambda: len(list((mine.home / "backups").iterdir())) < kept, 40, "what was kept is removed in the end")
+
+
+def test_a_service_that_comes_back_before_its_delete_ends_lost_nothing(mine: Instance) -> None:
+    """The repository does not take what was written last, so the delete waits, and the data is still there."""
+    if mine.bucket:
+        pytest.skip("a directory can be hidden for a while")
+    name = mine.create()
+    mine.sql(name, "create table ledger (i int generated always as identity)")
+    back_up(mine, name)
+    service = metadata(mine, f"select id from service where name = '{name}' and deleted_at is null")
+    archive = mine.home / "backups" / service / "repo" / "archive"
+    archive.rename(archive.with_name("hidden"))
+    archive.write_text("no directory")
+    last = write(mine, name, 3)[-1][1]
+    node = node_of(mine, name)
+    mine.call("DELETE", f"/v2/dbaas-service/{name}")
+    step = f"select status ->> 'step' from node where id = '{node}'"
+    until(lambda: metadata(mine, step) == "archive", 60, "the delete waits for the repository")
+    archive.unlink()
+    archive.with_name("hidden").rename(archive)
+    assert mine.finished(mine.call("POST", f"/pgherd/v1/service/{name}/undelete").json(), 120)["state"] == "success"
+    assert rows(mine, name) == list(range(1, last + 1))
+    mine.delete(name)
 
 
 def test_lost_data_is_made_anew_and_said_so(mine: Instance) -> None:
