@@ -106,7 +106,11 @@ def parse(text: bytes) -> Statistics:
 
 
 #: What the session of `asking_for_tables` is started with.
-TABLES_OPTIONS = {"statement_timeout": str(_TABLES_WITHIN), "lock_timeout": "100", "jit": "off"}
+TABLES_OPTIONS = {
+    "statement_timeout": str(_TABLES_WITHIN),
+    "lock_timeout": "100",
+    "log_min_messages": "fatal",  # that it took too long is nothing for the tenant's log
+}
 
 
 def asking_for_tables() -> str:
