@@ -247,6 +247,9 @@ ASKED = [
     "pg_stat_user_tables_n_tup_ins", "pg_stat_user_tables_n_live_tup", "pg_stat_user_tables_n_dead_tup",
     "pg_stat_user_tables_last_autovacuum", "pg_statio_user_tables_heap_blks_hit",
     "pg_statio_user_tables_heap_blks_read", "pg_statio_user_tables_idx_blks_hit",
+    "pg_stat_bgwriter_checkpoints_timed", "pg_stat_bgwriter_checkpoints_req", "pg_stat_bgwriter_buffers_checkpoint",
+    "pg_stat_bgwriter_buffers_clean", "pg_stat_bgwriter_buffers_backend", "pg_stat_bgwriter_buffers_backend_fsync",
+    "pg_stat_bgwriter_buffers_alloc",
 ]  # fmt: skip
 ASKED_OF_17 = [
     "num_timed_total", "num_requested_total", "restartpoints_timed_total", "restartpoints_req_total",
@@ -295,6 +298,8 @@ def test_dashboards_find_what_they_ask_for(told: Told, major: str) -> None:
     assert abs((_value(mine, "pg_postmaster_start_time_seconds") or 0) - started) < 1
     assert (_value(mine, "pg_stat_bgwriter_buffers_checkpoint_total") or 0) > 0
     assert (_value(mine, "pg_stat_bgwriter_buffers_alloc_total") or 0) > 0
+    for name in ("checkpoints_req", "buffers_checkpoint"):
+        assert _value(mine, f"pg_stat_bgwriter_{name}") == _value(mine, f"pg_stat_bgwriter_{name}_total"), name
     assert _value(mine, "pg_replication_is_replica") == _value(mine, "pg_replication_lag") == 0
     if int(major) >= 17:
         for old, new in (("checkpoints_req", "num_requested"), ("buffers_checkpoint", "buffers_written")):

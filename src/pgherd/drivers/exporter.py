@@ -140,7 +140,6 @@ def is_prepared() -> str:
 
 # --- what is told beside the exporter's own metrics ------------------------------------------------------------------
 
-_SINCE_RESET = "Number since the last reset, as PostgreSQL before 17 had it here"
 #: Namespace -> FROM, and numbers: (name, SQL, kind, meaning). What Debian's exporter leaves to whoever runs it.
 _SERVER: Mapping[str, tuple[str, Sequence[tuple[str, str, str, str]]]] = {
     "pg_postmaster": ("", (
@@ -156,27 +155,28 @@ _SERVER: Mapping[str, tuple[str, Sequence[tuple[str, str, str, str]]]] = {
         ),
     ),
 }  # fmt: skip
-#: The same of PostgreSQL 17 and newer, which have moved what the exporter's own collector asks for. Backends wrote
-#: whatever neither the checkpointer nor the background writer did.
+#: The columns of pg_stat_bgwriter up to 16, and where 17 has moved them. Backends wrote whatever neither the
+#: checkpointer nor the background writer did.
+_MOVED = {
+    "checkpoints_timed": "c.num_timed",
+    "checkpoints_req": "c.num_requested",
+    "checkpoint_write_time": "c.write_time",
+    "checkpoint_sync_time": "c.sync_time",
+    "buffers_checkpoint": "c.buffers_written",
+    "buffers_clean": "w.buffers_clean",
+    "maxwritten_clean": "w.maxwritten_clean",
+    "buffers_backend": "b.blocks",
+    "buffers_backend_fsync": "b.fsyncs",
+    "buffers_alloc": "w.buffers_alloc",
+    "stats_reset": "extract(epoch FROM w.stats_reset)",
+}
+_MOVED_TO = (
+    "FROM pg_stat_bgwriter w, pg_stat_checkpointer c,"
+    " (SELECT {blocks} AS blocks, coalesce(sum(fsyncs), 0) AS fsyncs FROM pg_stat_io"
+    " WHERE object = 'relation' AND backend_type NOT IN ('checkpointer', 'background writer')) b"
+)
+#: As _SERVER, on PostgreSQL 17 and newer.
 _WRITES: Mapping[str, tuple[str, Sequence[tuple[str, str, str, str]]]] = {
-    "pg_stat_bgwriter": (
-        "FROM pg_stat_bgwriter w, pg_stat_checkpointer c,"
-        " (SELECT {blocks} AS blocks, coalesce(sum(fsyncs), 0) AS fsyncs FROM pg_stat_io"
-        " WHERE object = 'relation' AND backend_type NOT IN ('checkpointer', 'background writer')) b",
-        (
-            ("checkpoints_timed_total", "c.num_timed", "COUNTER", _SINCE_RESET),
-            ("checkpoints_req_total", "c.num_requested", "COUNTER", _SINCE_RESET),
-            ("checkpoint_write_time_total", "c.write_time", "COUNTER", "Milliseconds"),
-            ("checkpoint_sync_time_total", "c.sync_time", "COUNTER", "Milliseconds"),
-            ("buffers_checkpoint_total", "c.buffers_written", "COUNTER", _SINCE_RESET),
-            ("buffers_clean_total", "w.buffers_clean", "COUNTER", _SINCE_RESET),
-            ("maxwritten_clean_total", "w.maxwritten_clean", "COUNTER", _SINCE_RESET),
-            ("buffers_backend_total", "b.blocks", "COUNTER", _SINCE_RESET),
-            ("buffers_backend_fsync_total", "b.fsyncs", "COUNTER", _SINCE_RESET),
-            ("buffers_alloc_total", "w.buffers_alloc", "COUNTER", _SINCE_RESET),
-            ("stats_reset_total", "extract(epoch FROM w.stats_reset)", "COUNTER", "When these were reset"),
-        ),
-    ),
     "pg_stat_checkpointer": ("FROM pg_stat_checkpointer", (
         ("num_timed_total", "num_timed", "COUNTER", "Checkpoints that were due"),
         ("num_requested_total", "num_requested", "COUNTER", "Checkpoints that were asked for"),
@@ -292,9 +292,8 @@ _MEASURED: Mapping[str, tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str
 def render_queries(major: int) -> str:
     """The file of --extend.query-path for a PostgreSQL of this major, as JSON, which is YAML."""
     rendered = {}
-    for namespace, (source, columns) in (dict(_SERVER) | (dict(_WRITES) if major >= 17 else {})).items():
+    for namespace, (source, columns) in (*_SERVER.items(), _bgwriter(major), *(_WRITES.items() if major >= 17 else ())):
         words = [f"({expression})::float8 AS {name}" for name, expression, _, _ in columns]
-        source = source.replace("{blocks}", _BLOCKS[min(major, 18)] if major >= 17 else "")
         rendered[namespace] = _query(f"SELECT {', '.join(words)} {source}", (), ((n, k, m) for n, _, k, m in columns))
     for namespace, (part, labels, numbers) in _MEASURED.items():
         words = [f"m ->> '{column}' AS \"{name}\"" for name, column in labels]
@@ -306,6 +305,17 @@ def render_queries(major: int) -> str:
         query = f"SELECT {', '.join(words)} FROM {ROLE}.measured('{part}') m"
         rendered[namespace] = _query(query, labels, ((n, k, m) for n, _, k, m, _ in numbers))
     return "# Written by pgherd; changes are overwritten.\n" + json.dumps(rendered, indent=1) + "\n"
+
+
+def _bgwriter(major: int) -> tuple[str, tuple[str, Sequence[tuple[str, str, str, str]]]]:
+    """pg_stat_bgwriter under its older names and, where the exporter cannot ask for it itself, with `_total`."""
+    meaning = "As PostgreSQL's pg_stat_bgwriter has it, or had until 16"
+    if major < 17:
+        columns = [(name, name, "COUNTER", meaning) for name in _MOVED if name != "stats_reset"]
+        return "pg_stat_bgwriter", ("FROM pg_stat_bgwriter", columns)
+    source = _MOVED_TO.replace("{blocks}", _BLOCKS[min(major, 18)])
+    named = [(f"{name}{end}", sql, "COUNTER", meaning) for end in ("", "_total") for name, sql in _MOVED.items()]
+    return "pg_stat_bgwriter", (source, named)
 
 
 def _query(text: str, labels: Sequence[tuple[str, str]], numbers: Iterable[tuple[str, str, str]]) -> dict[str, object]:
