@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgherd import failpoints
 from pgherd.agent import disk, origins
 from pgherd.agent.origins import Maker
 from pgherd.agent.records import note, read_record
@@ -432,6 +433,35 @@ def test_only_a_confirmation_of_the_restore_deletes_what_was_before_it(host: Run
     assert "no earlier data" in status.reason
     history.node = host.change(history.node, origin=None)
     host.until_in_force(history.node)
+
+
+def test_an_undo_that_ended_too_early_can_be_repeated_after_another_restore(
+    host: RunningHost, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have taken the same next timeline; the archive has the restore's."""
+    history.write(1)
+    now, (moment, rows) = history.rows(), history.moments[-2]
+    kept = history.restore(target=moment)
+
+    def end(place: str) -> None:
+        if place == "origin recovered":
+            raise HostFault("It ends here.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(failpoints, "passing", end)
+        undo = Origin(secrets.token_hex(8), source=history.node.node_id, own=True, undo=True)
+        history.node = host.change(history.node, origin=undo)
+        host.until(history.node, lambda s: "It ends here" in s.reason, 60)
+        history.node = host.change(history.node, origin=None)
+        host.until_in_force(history.node)
+    assert history.rows() == rows and beside(host, history.node) == [f"before-{kept.id}"]
+    history.restore(target=moment)
+    for i in range(6):  # the archive has the same segments as the data that is kept, with other content
+        host.sql(history.node, f"create table public.written_{i} (i int);")
+        segment = host.sql(history.node, "select pg_walfile_name(pg_switch_wal());").strip()
+    until(lambda: list((history.repository / "archive").rglob(f"{segment}-*.zst")))
+    history.restore(undo=True)
+    assert history.rows() == now and beside(host, history.node) == []
 
 
 def test_what_was_made_in_vain_is_cleared_and_never_comes_back(host: RunningHost, history: History) -> None:

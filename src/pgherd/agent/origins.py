@@ -227,8 +227,10 @@ class Maker:
         argv = ["/bin/sh", "-c", script, "sh", str(self.aside), str(self.cluster.pgdata)]
         if not self.kept or run(self.cluster.account, argv).code == 9:
             raise Impossible("There is no earlier data to bring back.")
+        # All its segments are here. The archive may have others of these names: of a restore that came after an undo
+        # which ended too early, and took the timeline that this data had been given.
         fetch = pgbackrest.fetch(self.repositories.installed(), self._config, self.aside)
-        recovered = self._recover(self.aside, fetch, "", "current", signal=True)
+        recovered = self._recover(self.aside, f'[ ! -e "pg_wal/%f" ] || exit 1; {fetch}', "", "current", signal=True)
         if not recovered.timeline:
             raise HostFault("The earlier data does not recover.", detail=repository.service_id)
         return Made(0, recovered.timeline)
