@@ -242,6 +242,62 @@ class Restore(Backup):
         assert instance.sql(name, "select i from held") == [(1,)]
 
 
+class Undo(Restore):
+    """Take a restore back; afterwards the service holds what it held before it."""
+
+    held: Any = None
+
+    def prepare(self, instance: Instance) -> str:
+        name = super().prepare(instance)
+        self.held = instance.sql(name, "select i from held")
+        assert super().run(instance, name)["state"] == "success"
+        return name
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        return insist(instance, "POST", f"/service/{name}/restore/undo", own=True)
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert instance.sql(name, "select i from held") == self.held
+        node = metadata(instance, f"select id from node where name = '{name}-1' and spec is not null")
+        data = instance.home / "nodes" / node / "data"
+        until(lambda: not [*data.glob("before-*"), *data.glob("ma[dk]*")], 30, "nothing is left beside the data")
+
+
+class Keep(Restore):
+    """Delete a service that can come back; afterwards it does, with all that it held."""
+
+    places = re.compile(r"worker |agent (kept|origin)")
+    held: Any = None
+
+    def prepare(self, instance: Instance) -> str:
+        name = super().prepare(instance)
+        self.held = instance.sql(name, "select i from held")
+        return name
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        return insist(instance, "DELETE", f"/dbaas-service/{name}")
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert instance.call("GET", f"/v2/dbaas-postgres/{name}").status_code == 404
+        assert insist(instance, "POST", f"/service/{name}/undelete", own=True)["state"] == "success"
+        assert instance.sql(name, "select i from held") == self.held
+
+
+class Undelete(Keep):
+    """Bring a deleted service back."""
+
+    def prepare(self, instance: Instance) -> str:
+        name = super().prepare(instance)
+        assert super().run(instance, name)["state"] == "success"
+        return name
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        return insist(instance, "POST", f"/service/{name}/undelete", own=True)
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert instance.sql(name, "select i from held") == self.held
+
+
 class Fork(Restore):
     """Make a service from another one's data of now. What is made from a repository is the restore's."""
 
@@ -267,17 +323,22 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "maintenance": Maintenance,
     "backup": Backup,
     "restore": Restore,
+    "undo": Undo,
     "fork": Fork,
 }
+
+#: Those of an instance that keeps deleted services for a while.
+KEEPING: dict[str, Callable[[], Any]] = {"keep": Keep, "undelete": Undelete}
 
 
 def rounds(kinds: Iterable[str]) -> list[Any]:
     """Each of these operations with each process that is to be killed during it."""
+    known = OPERATIONS | KEEPING
 
     def marks(kind: str) -> tuple[pytest.MarkDecorator, ...]:
-        return (pytest.mark.repository,) if isinstance(OPERATIONS[kind](), Backup) else ()
+        return (pytest.mark.repository,) if isinstance(known[kind](), Backup) else ()
 
-    found = [(kind, process) for kind in kinds for process in getattr(OPERATIONS[kind], "processes", PROCESSES)]
+    found = [(kind, process) for kind in kinds for process in getattr(known[kind], "processes", PROCESSES)]
     return [pytest.param(kind, process, marks=marks(kind)) for kind, process in found]
 
 
@@ -291,6 +352,8 @@ def clear(instance: Instance) -> None:
 def assert_nothing_is_left(instance: Instance) -> None:
     """No service, so no node directory, supervised node, postmaster of a node, or OS user but the warm ones."""
     assert instance.client().list_dbaas_services()["dbaas-services"] == []
+    if metadata(instance, "update service set kept_until = now() where kept_until > now() returning 1"):
+        until(lambda: instance.node_directories() == [], 60, "what was kept is removed")
     until(lambda: instance.node_directories() == [], 20, "no node directory is left")
     until(lambda: not list((instance.home / "s6").glob("node-*")), 20, "no supervised node is left")
     until(lambda: not instance.processes("/nodes/"), 20, "no process of a node is left")
@@ -303,7 +366,7 @@ def is_both(place: str, then: str) -> bool:
 
 def kill_at_every_place(instance: Instance, kind: str, process: str) -> None:
     """Run the operation once for each place that `process` passes, killing it there."""
-    operation = OPERATIONS[kind]()
+    operation = (OPERATIONS | KEEPING)[kind]()
     lines = trace(instance)
     name = operation.prepare(instance)
     lines.write_text("")
