@@ -217,7 +217,7 @@ def test_a_lost_repository_is_made_anew(host: RunningHost) -> None:
     shutil.rmtree(repo(host, node))
     look(host, node)
     told = seen(host, node, lambda r: r.lost)
-    assert "1 backups" in told.lost and told.backups == []
+    assert "1 backup and" in told.lost and told.backups == []
     write(host, node)
     last = switch(host, node)
     seen(host, node, lambda r: r.wal >= last and r.waiting == 0 and not r.problem and r.lost, 90)

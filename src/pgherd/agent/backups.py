@@ -184,8 +184,9 @@ class Tending:
     def _seen(self, known: RepositoryStatus, backups: list[Backup]) -> RepositoryStatus:
         lost = "" if backups else known.lost
         if not backups and known.trouble.startswith(_VANISHED):
+            count = f"{len(known.backups)} backup{'' if len(known.backups) == 1 else 's'}"
             lost = (
-                f"The repository was lost and is made anew: {len(known.backups)} backups and the segments until"
+                f"The repository was lost and is made anew: {count} and the segments until"
                 f" {known.archived_at or report.now()} are gone. One can go back again from the next backup on."
             )
         return msgspec.structs.replace(known, ready=True, backups=backups, trouble="", lost=lost)
