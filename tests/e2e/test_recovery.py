@@ -124,7 +124,8 @@ def test_older_metadata_deletes_nothing_and_empties_nothing(own: Instance) -> No
     own.finished(own.call("POST", "/v2/dbaas-postgres/born/connection-pool", pool).json())
     before = client.get_dbaas_service_pg(name="born")
     dsn, password = own.dsn("born"), client.reveal_dbaas_postgres_user_password(service_name="born", username="reader")
-    own.run("backup", "create", "born")
+    # Its first one may just be running.
+    until(lambda: own.run("backup", "create", "born", check=False).returncode == 0, 60, "it is backed up")
     backups = own.call("GET", "/pgherd/v1/service/born/backup").json()["backups"]
     own.delete("deleted")
 
@@ -218,6 +219,7 @@ def test_backups_of_the_metadata_wait_for_each_other(own: Instance) -> None:
     assert metadata_backups(own) == before + 3 and any("waiting for its end" in text for text in said), said
 
 
+@pytest.mark.timeout(600)
 def test_the_machine_is_lost(own: Instance, tmp_path: Path) -> None:
     """Keys that were exported and the metadata's repository, or a copy of it, bring everything but the services' data
     back; and what came after that too, when the new machine is lost as soon."""
