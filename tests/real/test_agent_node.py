@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 
+import msgspec
 import psycopg
 import pytest
 
@@ -96,6 +97,20 @@ def test_settings_are_loaded_and_those_that_need_a_restart_wait_for_it(host: Run
     assert host.postmaster(spec) != old
     with host.connect(spec) as connection:
         assert connection.execute("SHOW max_locks_per_transaction").fetchone() == ("128",)
+
+
+def test_another_spec_of_the_same_number_is_brought_into_force(host: RunningHost) -> None:
+    """Metadata that was restored from an older copy may have come as far again before it hears of the host."""
+    spec = host.change(host.running(), settings={"deadlock_timeout": 2345})
+    host.until_in_force(spec)
+    host.link.wish(msgspec.structs.replace(spec, settings={"deadlock_timeout": 3456}))
+
+    def shown() -> bool:
+        with host.connect(spec) as connection:
+            return connection.execute("SHOW deadlock_timeout").fetchone() == ("3456ms",)
+
+    until(shown)
+    host.until_in_force(spec)
 
 
 def test_what_is_in_no_file_any_more_waits_for_a_restart_too(host: RunningHost) -> None:

@@ -216,6 +216,9 @@ class Agent:
         with_jobs = msgspec.structs.replace(node.spec, generation=spec.generation, jobs=spec.jobs)
         if spec == with_jobs and spec.jobs != node.spec.jobs and node.converged == node.spec.generation:
             node.converged = spec.generation  # jobs are nothing to converge, and need not wait for it
+        elif spec.generation == node.spec.generation:
+            # Metadata of an older copy has come as far again; what it says under this number now is not in force.
+            node.converged = min(node.converged, spec.generation - 1)
         node.spec, node.due = spec, 0.0
         self.specs.keep(node.spec, node.converged, node.status)
 

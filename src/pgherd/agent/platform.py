@@ -30,6 +30,7 @@ KEEP = 14  # backups and days
 _CHAIN = 7  # most backups from a full one to the next, itself included
 _FIRST_AFTER = 60.0  # seconds: what is tried out for a minute needs no backup, and a start has other things to do
 _LOOK_EVERY, _RUNNING, _AGAIN = 600.0, 2.0, 120.0
+_AGAIN_RESTORED = 10.0  # seconds: the server that was restored may only just be starting
 _EVERY = timedelta(days=1)
 
 
@@ -56,7 +57,7 @@ class Platform:
                 self._due = time.monotonic() + self._carry_out()
             except (PgherdError, OSError) as error:
                 log.warning("The metadata's backups: %s", error)
-                self._due = time.monotonic() + _AGAIN
+                self._due = time.monotonic() + (_AGAIN_RESTORED if self._restored_at() else _AGAIN)
 
         self._thread = threading.Thread(target=work, name="platform", daemon=True)
         self._thread.start()
