@@ -134,11 +134,6 @@ class History:
         self.host.until_in_force(self.node)
         until(lambda: datetime.now(UTC).timestamp() > datetime.fromisoformat(status.jobs[0].ended_at).timestamp() + 1)
 
-    def went_back(self, rows: list[int]) -> None:
-        """A restore was confirmed: what came later is its history no more."""
-        self._rows = list(rows)
-        self.moments = [(moment, held) for moment, held in self.moments if len(held) <= len(rows)]
-
     def backups(self) -> list[str]:
         """The names of its full backups."""
         return sorted({name.split("/")[2] for name in self.files.names("backup/main/2") if re.search("F/", name)})
@@ -175,14 +170,27 @@ class History:
         return given
 
 
-@pytest.fixture(scope="module")
-def history(host: RunningHost) -> History:
+def begun(host: RunningHost) -> History:
     made = History(host)
     host.until(made.node, lambda s: s.repository is not None and s.repository.ready)
     made.write(2)
     made.back_up()
     made.write(4)
     return made
+
+
+@pytest.fixture(scope="module")
+def history(host: RunningHost) -> History:
+    return begun(host)
+
+
+@pytest.fixture
+def young(host: RunningHost) -> Iterator[History]:
+    """For who leaves histories behind that others would have to go along."""
+    made = begun(host)
+    yield made
+    host.change(made.node, desired="absent")
+    host.until(made.node, lambda s: s.state == "absent", 60)
 
 
 def test_a_fork_has_exactly_what_was_committed_by_then(host: RunningHost, history: History) -> None:
@@ -416,44 +424,43 @@ def lose(host: RunningHost, history: History) -> None:
     host.until(history.node, lambda s: s.state == "running")
 
 
-def test_only_a_confirmation_of_the_restore_deletes_what_was_before_it(host: RunningHost, history: History) -> None:
+def test_only_a_confirmation_of_the_restore_deletes_what_was_before_it(host: RunningHost, young: History) -> None:
     """Not a spec that says nothing of it, as after an adoption; not another restore; not data that is made anew."""
-    history.write(1)
-    now, (moment, rows) = history.rows(), history.moments[-2]
-    first = history.restore(target=moment)
-    with host.connect(history.node) as connection:
+    young.write(1)
+    now, (moment, rows) = young.rows(), young.moments[-2]
+    first = young.restore(target=moment)
+    with host.connect(young.node) as connection:
         connection.execute("insert into history values (1001)")
-    second = history.restore(target=moment)
-    assert history.rows() == rows and beside(host, history.node) == [f"before-{first.id}"]
-    lose(host, history)
+    second = young.restore(target=moment)
+    assert young.rows() == rows and beside(host, young.node) == [f"before-{first.id}"]
+    lose(host, young)
     for confirmed in ("", second.id, "lost"):
-        history.node = host.change(history.node, confirmed=confirmed)
-        status = host.until_in_force(history.node)
+        young.node = host.change(young.node, confirmed=confirmed)
+        status = host.until_in_force(young.node)
         assert status.origin is not None and status.origin.kept == first.id and status.origin.aside > 0
-    assert history.rows() == rows and beside(host, history.node) == [f"before-{first.id}"]
-    history.restore(undo=True)
-    assert history.rows() == now and beside(host, history.node) == []
+    assert young.rows() == rows and beside(host, young.node) == [f"before-{first.id}"]
+    young.restore(undo=True)
+    assert young.rows() == now and beside(host, young.node) == []
 
-    third = history.restore(target=moment)
-    history.node = host.change(history.node, confirmed=third.id)
-    status = host.until_in_force(history.node)
-    history.went_back(rows)
+    third = young.restore(target=moment)
+    young.node = host.change(young.node, confirmed=third.id)
+    status = host.until_in_force(young.node)
     assert status.origin is not None and (status.origin.kept, status.origin.aside) == ("", 0)
-    until(lambda: beside(host, history.node) == [])
-    history.node = host.change(history.node, origin=Origin("brings-nothing", own=True, undo=True))
-    status = host.until(history.node, lambda s: s.refused == history.node.generation)
+    until(lambda: beside(host, young.node) == [])
+    young.node = host.change(young.node, origin=Origin("brings-nothing", own=True, undo=True))
+    status = host.until(young.node, lambda s: s.refused == young.node.generation)
     assert "no earlier data" in status.reason
-    history.node = host.change(history.node, origin=None)
-    host.until_in_force(history.node)
+    young.node = host.change(young.node, origin=None)
+    host.until_in_force(young.node)
 
 
 def test_an_undo_that_ended_too_early_can_be_repeated_after_another_restore(
-    host: RunningHost, history: History, monkeypatch: pytest.MonkeyPatch
+    host: RunningHost, young: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both have taken the same next timeline; the archive has the restore's."""
-    history.write(1)
-    now, (moment, rows) = history.rows(), history.moments[-2]
-    kept = history.restore(target=moment)
+    young.write(1)
+    now, (moment, rows) = young.rows(), young.moments[-2]
+    kept = young.restore(target=moment)
 
     def end(place: str) -> None:
         if place == "origin recovered":
@@ -461,42 +468,40 @@ def test_an_undo_that_ended_too_early_can_be_repeated_after_another_restore(
 
     with monkeypatch.context() as patched:
         patched.setattr(failpoints, "passing", end)
-        undo = Origin(secrets.token_hex(8), source=history.node.node_id, own=True, undo=True)
-        history.node = host.change(history.node, origin=undo)
-        host.until(history.node, lambda s: "It ends here" in s.reason, 60)
-        history.node = host.change(history.node, origin=None)
-        host.until_in_force(history.node)
-    assert history.rows() == rows and beside(host, history.node) == [f"before-{kept.id}"]
-    history.restore(target=moment)
+        undo = Origin(secrets.token_hex(8), source=young.node.node_id, own=True, undo=True)
+        young.node = host.change(young.node, origin=undo)
+        host.until(young.node, lambda s: "It ends here" in s.reason, 60)
+        young.node = host.change(young.node, origin=None)
+        host.until_in_force(young.node)
+    assert young.rows() == rows and beside(host, young.node) == [f"before-{kept.id}"]
+    young.restore(target=moment)
     for i in range(6):  # the archive has the same segments as the data that is kept, with other content
-        host.sql(history.node, f"create table public.written_{i} (i int);")
-        history.switch()
-    history.restore(undo=True)
-    assert history.rows() == now and beside(host, history.node) == []
-    # The archive has the restore's segments under names that the way to this data needs: later times need this backup.
-    history.back_up()
+        host.sql(young.node, f"create table public.written_{i} (i int);")
+        young.switch()
+    young.restore(undo=True)
+    assert young.rows() == now and beside(host, young.node) == []
 
 
-def test_what_was_made_in_vain_is_cleared_and_never_comes_back(host: RunningHost, history: History) -> None:
+def test_what_was_made_in_vain_is_cleared_and_never_comes_back(host: RunningHost, young: History) -> None:
     """A restore that cannot end, an exchange that never began, and what an agent left that died after an undo."""
-    history.write(2)
-    now, (moment, _) = history.rows(), history.moments[-2]
-    found = history.switch()
-    end = len(history.files.read(found)) - 1
-    history.files.flip(found, end)
-    target = history.moments[-1][0]
-    origin = Origin(secrets.token_hex(8), source=history.node.node_id, own=True, target=target)
-    history.node = host.change(history.node, origin=origin)
-    host.until(history.node, lambda s: "cannot be read" in s.reason, 60)
-    assert beside(host, history.node) == ["making"]
-    history.files.flip(found, end)
-    history.node = host.change(history.node, origin=None)
-    host.until_in_force(history.node)
-    until(lambda: beside(host, history.node) == [])
+    young.write(1)
+    now, (moment, _) = young.rows(), young.moments[-2]
+    found = young.switch()
+    end = len(young.files.read(found)) - 1
+    young.files.flip(found, end)
+    target = young.moments[-1][0]
+    origin = Origin(secrets.token_hex(8), source=young.node.node_id, own=True, target=target)
+    young.node = host.change(young.node, origin=origin)
+    host.until(young.node, lambda s: "cannot be read" in s.reason, 60)
+    assert beside(host, young.node) == ["making"]
+    young.files.flip(found, end)
+    young.node = host.change(young.node, origin=None)
+    host.until_in_force(young.node)
+    until(lambda: beside(host, young.node) == [])
 
-    kept = history.restore(target=moment)
+    kept = young.restore(target=moment)
     host.stop()
-    directory, user = host.directory(history.node), host.account(history.node)
+    directory, user = host.directory(young.node), host.account(young.node)
     for name in ("making", "made-other", "before-other"):
         shutil.copytree(directory / "data" / "pgdata" / "global", directory / "data" / name / "global")
         if user is not None:
@@ -506,9 +511,9 @@ def test_what_was_made_in_vain_is_cleared_and_never_comes_back(host: RunningHost
     record.taken, record.coming = "made-other", record.origin
     note(directory, record)
     host.start()
-    until(lambda: beside(host, history.node) == [f"before-{kept.id}"])
-    history.restore(undo=True)
-    assert history.rows() == now and beside(host, history.node) == []
+    until(lambda: beside(host, young.node) == [f"before-{kept.id}"])
+    young.restore(undo=True)
+    assert young.rows() == now and beside(host, young.node) == []
 
 
 def test_lost_data_comes_back_from_the_repository(host: RunningHost, history: History) -> None:
