@@ -184,6 +184,11 @@ class RunningHost:
         program = self.agent.programs[spec.version]
         return postgres.psql(Cluster(program, self.directory(spec), self.account(spec), spec.port), script)
 
+    def used(self, spec: NodeSpec) -> int:
+        """Bytes that a node uses, as last measured; 0: not yet."""
+        usage = self.agent.watch.usage(spec.node_id)
+        return usage.used if usage else 0
+
     def account(self, spec: NodeSpec) -> Any:
         return self.agent.slots.account(self.directory(spec))
 

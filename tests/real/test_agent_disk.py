@@ -92,7 +92,7 @@ def test_a_transaction_that_goes_on_writing_is_ended(host: RunningHost) -> None:
     with host.connect(node) as connection, pytest.raises(psycopg.OperationalError):
         fill(connection, "heap", 4000)
     host.until(node, lambda s: s.read_only == "plan")
-    assert host.agent.watch.used(node.node_id) < 3 * node.disk_bytes
+    assert host.used(node) < 3 * node.disk_bytes
     with host.connect(node) as connection:
         assert connection.execute("select 1").fetchone() == (1,)
 
@@ -110,14 +110,14 @@ def test_what_the_platform_keeps_there_does_not_count(host: RunningHost) -> None
     node = host.running()
     node = host.change(node, disk_bytes=600 * MIB)
     host.until_in_force(node)
-    until(lambda: host.agent.watch.used(node.node_id))
+    until(lambda: host.used(node))
     before, data = time.monotonic(), host.directory(node) / "data"
     places = "proof making made-x returning before-x"
     script = f'cd "$1"; for d in {places}; do mkdir $d; fallocate -l {150 * MIB} $d/f; done'
     assert unprivileged.run(host.account(node), ["/bin/sh", "-c", script, "sh", str(data)]).code == 0
     try:
         until(lambda: host.agent.watch.meters[node.node_id].at > before)
-        assert host.agent.watch.used(node.node_id) < 300 * MIB
+        assert host.used(node) < 300 * MIB
         with host.connect(node) as connection:
             connection.execute("create table writable (i int)")
         assert unprivileged.run(host.account(node), ["fallocate", "-l", str(600 * MIB), f"{data}/pgdata/f"]).code == 0

@@ -137,8 +137,8 @@ def test_no_room(host: RunningHost, node: NodeSpec, monkeypatch: pytest.MonkeyPa
 
 def test_a_service_above_half_of_its_disk_stays_writable(host: RunningHost, node: NodeSpec) -> None:
     """The copy is as large as the service; a service that is read-only would lose its writers."""
-    until(lambda: host.agent.watch.used(node.node_id))
-    used = host.agent.watch.used(node.node_id)
+    until(lambda: host.used(node))
+    used = host.used(node)
     node = host.change(host.link.wished[node.node_id], disk_bytes=used * 5 // 4)
     host.until_in_force(node)
     before, seen = len(host.link.history), host.agent.watch.meters[node.node_id].at

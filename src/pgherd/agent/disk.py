@@ -122,11 +122,6 @@ class Watch:
                 log.exception("the watch over the disk failed; it is tried again")
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def used(self, node_id: str) -> int:
-        """Bytes that a node uses, as last measured."""
-        usage = self.usage(node_id)
-        return usage.used if usage else 0
-
     def usage(self, node_id: str) -> Usage | None:
         """What a node uses, as last measured; None: not yet."""
         meter = self.meters.get(node_id)

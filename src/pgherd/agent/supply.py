@@ -19,7 +19,6 @@ from pgherd.spec import NodeSpec, Origin, OriginStatus
 
 #: Seconds that a convergence waits for work that may be short; longer work goes on without it.
 _PATIENCE = 5.0
-_LOST = origins.LOST
 
 
 @dataclass
@@ -46,11 +45,11 @@ class Supply:
         """The data is the spec's; returns whether it was exchanged. Raises NotReady while it is made, Impossible."""
         record = read_record(self.cluster.directory)
         wanted = self.origin if self.origin is not None and self.origin.id != record.done else None
-        if record.exchanging not in ("", _LOST, wanted.id if wanted else ""):
+        if record.exchanging not in ("", origins.LOST, wanted.id if wanted else ""):
             self._settle(record)
         if wanted is not None and not self._has_all(wanted, record):
             self._carry_out(wanted, record)
-        elif record.exchanging == _LOST or not origins.is_there(self.cluster):
+        elif record.exchanging == origins.LOST or not origins.is_there(self.cluster):
             self._rebuild(record)
         else:
             self._forget_confirmed(record)
@@ -89,22 +88,22 @@ class Supply:
     def _rebuild(self, record: Record) -> None:
         """The data is gone: what the repository has is all there is."""
         self.kill()
-        if record.exchanging != _LOST:
+        if record.exchanging != origins.LOST:
             if self.spec.repository is None:
                 raise Impossible("The node's data is gone, and the service has no backup to make it anew from.")
-            self._begin(_LOST, record)
+            self._begin(origins.LOST, record)
             try:
-                made = self._made(Origin(_LOST, own=True), "")
+                made = self._made(Origin(origins.LOST, own=True), "")
             except Impossible as error:
                 raise Impossible(f"The node's data is gone and cannot be made anew: {error.message}") from None
             lost = (
                 f"The node's data was gone; it is made anew from backup and archive, up to {made.until or 'their end'}."
                 + (f" What was written later is not in it: the archive lacks {made.missing}." if made.missing else "")
             )
-            record.exchanging, record.taken = _LOST, f"made-{_LOST}"
+            record.exchanging, record.taken = origins.LOST, f"made-{origins.LOST}"
             record.coming = msgspec.structs.replace(self._status(record.done, made), lost=lost)
             note(self.cluster.directory, record)
-        self._exchange(_LOST, record)
+        self._exchange(origins.LOST, record)
 
     def _begin(self, origin_id: str, record: Record) -> None:
         """What is left from now on is known to be this origin's; what others left in vain is gone."""
@@ -148,7 +147,7 @@ class Supply:
         # All that was done in the old data is to be done in the new.
         record.admin, record.timescale, record.audited = "", False, 0
         record.exchanging, record.taken, record.coming, record.unclean = "", "", None, origin_id
-        if origin_id != _LOST:
+        if origin_id != origins.LOST:
             record.done = origin_id
         note(self.cluster.directory, record)
         failpoints.passing("origin exchange noted")
@@ -159,7 +158,7 @@ class Supply:
         an undo leads back to what was there before all of them. What is lost leaves nothing to keep."""
         if record.taken == f"before-{record.kept}":
             return ""
-        return record.kept or ("" if origin_id == _LOST else origin_id)
+        return record.kept or ("" if origin_id == origins.LOST else origin_id)
 
     def _forget_confirmed(self, record: Record) -> None:
         if record.origin is not None and record.kept and record.kept == self.spec.confirmed:
