@@ -78,6 +78,21 @@ class Create:
         instance.delete(name)
 
 
+class First(Create):
+    """Create a service and back it up at once; afterwards its repository, made in between, holds that backup."""
+
+    processes = ("agent",)
+    places = re.compile("agent repository")
+
+    def run(self, instance: Instance, name: str) -> dict[str, Any]:
+        assert super().run(instance, name)["state"] == "success"
+        return insist(instance, "POST", f"/service/{name}/backup", {"full": False}, own=True)
+
+    def check(self, instance: Instance, name: str) -> None:
+        assert len(instance.call("GET", f"/pgherd/v1/service/{name}/backup").json()["backups"]) == 1
+        super().check(instance, name)
+
+
 class Update:
     """Change a running service by reload and by restart; afterwards PostgreSQL shows the new values."""
 
@@ -201,7 +216,13 @@ class Maintenance(Update):
 class Backup(Update):
     """Back a service up; afterwards there is exactly one backup more."""
 
-    places = re.compile(r"(api|worker) |agent (job|repository)")
+    places = re.compile(r"(api|worker) |agent job")
+
+    def prepare(self, instance: Instance) -> str:
+        if not self.name:
+            self.name = instance.create()
+            assert self.run(instance, self.name)["state"] == "success"
+        return self.name
 
     def run(self, instance: Instance, name: str) -> dict[str, Any]:
         self.count += 1
@@ -321,6 +342,7 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "pool": Pool,
     "power": Power,
     "maintenance": Maintenance,
+    "first": First,
     "backup": Backup,
     "restore": Restore,
     "undo": Undo,
@@ -336,7 +358,7 @@ def rounds(kinds: Iterable[str]) -> list[Any]:
     known = OPERATIONS | KEEPING
 
     def marks(kind: str) -> tuple[pytest.MarkDecorator, ...]:
-        return (pytest.mark.repository,) if isinstance(known[kind](), Backup) else ()
+        return (pytest.mark.repository,) if isinstance(known[kind](), Backup | First) else ()
 
     found = [(kind, process) for kind in kinds for process in getattr(known[kind], "processes", PROCESSES)]
     return [pytest.param(kind, process, marks=marks(kind)) for kind, process in found]
