@@ -21,15 +21,17 @@ import msgspec
 from pgherd import failpoints, sealing
 from pgherd.agent import features, installed, report, warm
 from pgherd.agent.backups import Care, Tending, Threads
-from pgherd.agent.converge import Broken, Convergence, Gone, Host, Impossible, Refused, door, service_name, status_of
+from pgherd.agent.converge import Convergence, Gone, Host, door, status_of
 from pgherd.agent.disk import Watch
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.kept import Specs
 from pgherd.agent.link import Link, PostgresLink
 from pgherd.agent.makings import Makings
+from pgherd.agent.origins import Impossible
 from pgherd.agent.platform import Platform
 from pgherd.agent.records import read_record, write_private
 from pgherd.agent.repositories import Repositories
+from pgherd.agent.serving import Broken, Refused, service_name
 from pgherd.agent.telemetry import Telemetry
 from pgherd.agent.unknown import Deleted, Unknown
 from pgherd.drivers import disk, exporter, pgbackrest, pgbouncer, postgres

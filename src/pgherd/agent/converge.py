@@ -7,33 +7,33 @@ parameters), so an agent that died in between needs no memory of its own.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
 from pgherd import failpoints, sealing
 from pgherd.agent import backups, disk, exporting, features, origins, owned, pooling, proofs, report, tasks, warm
+from pgherd.agent.configuration import Configuration
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.makings import Makings
-from pgherd.agent.origins import Impossible, Source
+from pgherd.agent.origins import Source
 from pgherd.agent.pooling import Pooling
 from pgherd.agent.records import note, read_record
 from pgherd.agent.repositories import Repositories
+from pgherd.agent.serving import STOP_PATIENCE, Refused, Serving, service_name
 from pgherd.agent.supply import Supply
 from pgherd.agent.unknown import Deleted
-from pgherd.drivers import config_files, extensions, hba, limits, pgbackrest, pgbouncer, postgres, postgres_settings
+from pgherd.drivers import hba, limits, pgbackrest, pgbouncer, postgres
 from pgherd.drivers.firewall import Door, Firewall
 from pgherd.drivers.limits import Limits
-from pgherd.drivers.postgres import Cluster, NotReady, Observation, Program
-from pgherd.drivers.supervisor import Service, Supervisor
+from pgherd.drivers.postgres import Cluster, Observation, Program
+from pgherd.drivers.supervisor import Supervisor
 from pgherd.errors import HostFault, Interrupted, PgherdError, Unsupported
 from pgherd.home import Home
 from pgherd.spec import NodeSpec, NodeState, NodeStatus, Origin, TaskResult
@@ -41,15 +41,6 @@ from pgherd.spec import NodeSpec, NodeState, NodeStatus, Origin, TaskResult
 log = logging.getLogger("pgherd.agent")
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_START_PATIENCE = 8.0  # seconds; a longer start goes on while the agent does other things
-_RELOAD_PATIENCE = 5.0  # seconds
-_STOP_PATIENCE = 120.0  # seconds
-_TRIES = 5  # failed starts until s6 is told to leave it
-_KILL_AFTER_MS = 60_000
-_ENVIRONMENT = {
-    "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC",
-    "PG_OOM_ADJUST_FILE": "/proc/self/oom_score_adj", "PG_OOM_ADJUST_VALUE": "0",
-}  # fmt: skip
 
 
 @dataclass
@@ -74,14 +65,6 @@ class Host:
     reserve_percent: int = 0  # of its disk
 
 
-class Broken(HostFault):
-    """The node does not start; the message is the server's own last word."""
-
-
-class Refused(HostFault):
-    """PostgreSQL would not start with the wished configuration, so it was not installed."""
-
-
 class Gone(Refused):
     """The node was deleted on this host: an empty one in its place would pass for it."""
 
@@ -100,7 +83,6 @@ class Convergence:
     seen: Observation | None = None
     task: TaskResult | None = None
     pooler: str = ""
-    _conf: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.spec.node_id):
@@ -136,9 +118,9 @@ class Convergence:
         export = exporting.service_name(self.spec.node_id)
         self.host.makings.cancel(self.spec.node_id)
         self._do("jobs", self._end_jobs)
-        self._do("exporter", lambda: self.host.supervisor.down(export, _STOP_PATIENCE))
-        self._do("pools", lambda: self.host.supervisor.down(pooling.service_name(self.spec.node_id), _STOP_PATIENCE))
-        self._do("stop", lambda: self.host.supervisor.down(self.service, _STOP_PATIENCE))
+        self._do("exporter", lambda: self.host.supervisor.down(export, STOP_PATIENCE))
+        self._do("pools", lambda: self.host.supervisor.down(pooling.service_name(self.spec.node_id), STOP_PATIENCE))
+        self._do("stop", lambda: self.host.supervisor.down(self.service, STOP_PATIENCE))
 
     def _keep(self) -> None:
         """All that is left is the repository and the OS user whose it is; the last segment has gone there."""
@@ -218,8 +200,8 @@ class Convergence:
 
     def _ensure_data(self) -> None:
         def stop() -> None:
-            self.host.supervisor.down(pooling.service_name(self.spec.node_id), _STOP_PATIENCE)
-            self.host.supervisor.down(self.service, _STOP_PATIENCE)
+            self.host.supervisor.down(pooling.service_name(self.spec.node_id), STOP_PATIENCE)
+            self.host.supervisor.down(self.service, STOP_PATIENCE)
 
         def kill() -> None:
             self.host.supervisor.remove(pooling.service_name(self.spec.node_id), gently=False)
@@ -267,14 +249,8 @@ class Convergence:
         if group is not None:
             os.chown(cluster.config, 0, group.gid)
         disk.ensure_file(cluster)
-        files = self._render(cluster, self._ensure_archiving(cluster))
-        conf = cluster.config / "postgresql.conf"
-        if conf.exists() and conf.read_text() != files["postgresql.conf"] and origins.is_there(cluster):
-            config_files.install(cluster.config, "candidate.conf", files["postgresql.conf"], group)
-            if refusal := postgres.refusal_of(cluster, cluster.config / "candidate.conf"):
-                raise Refused(f"PostgreSQL refuses the settings: {_first_complaint(refusal)}")
-        for name, text in files.items():
-            config_files.install(cluster.config, name, text, group)
+        configuration = Configuration(self.spec, cluster, self.host.os_user, self.host.private_key)
+        self.marker = configuration.install(self._ensure_archiving(cluster))
 
     def _ensure_archiving(self, cluster: Cluster) -> str:
         """The way into the repository, which itself is made later; returns PostgreSQL's `archive_command`."""
@@ -311,123 +287,29 @@ class Convergence:
         origins.ensure_ended(self.cluster)
         self.host.repositories.push_rest(repository, self.cluster)
 
-    def _render(self, cluster: Cluster, archive_command: str) -> dict[str, str]:
-        spec, account = self.spec, cluster.account
-        slot, pooled = warm.read_slot(self.directory), pgbouncer.is_wanted(spec)
-        conf = postgres_settings.render(
-            spec, run=cluster.run, config=cluster.config,
-            libraries=cluster.program.libraries, session_libraries=cluster.program.session_libraries,
-            extensions=extensions.allow_list(
-                extensions.installed(spec.version, cluster.program.control_files),
-                frozenset() if spec.timescale else extensions.PRELOADED,
-            ),
-            locale=slot.locale if slot else postgres.locale(), archive_command=archive_command,
-            archive_timeout=spec.repository.archive_timeout if spec.repository else 0,
+    @property
+    def _serving(self) -> Serving:
+        return Serving(
+            self.host.supervisor, self.host.limits, self.host.home.root, self.host.starting, self.spec, self.cluster,
+            self.cut, self.overtaken,
         )  # fmt: skip
-        files = {
-            "pg_hba.conf": hba.render_hba(spec.ip_filter, spec.loopback, pooled=pooled, major=int(spec.version)),
-            "pg_ident.conf": hba.render_ident(
-                account.name if account else self.host.os_user, pooled=pooled, major=int(spec.version)
-            ),
-            "server.crt": spec.tls.certificate,
-            "server.key": sealing.unseal(self.host.private_key, spec.tls.key),
-        }
-        self.marker = hashlib.sha256("\0".join([conf, *files.values()]).encode()).hexdigest()
-        # The marker's file comes last: when it is there, the others are too.
-        return files | {"postgresql.conf": f"{conf}{postgres_settings.MARKER} = '{self.marker}'\n"}
 
     def _ensure_supervised(self) -> None:
-        cluster = self.cluster
-        self.host.supervisor.write(
-            self.service,
-            Service(
-                postgres.start_command(cluster, self.spec.restart),
-                user=cluster.account.name if cluster.account else None,
-                env=_ENVIRONMENT,
-                down_signal="SIGINT",
-                kill_after_ms=_KILL_AFTER_MS,
-                oom_score_adj=-500,
-                start=False,
-                own_user=cluster.account is not None,
-                groups=self.host.limits.groups(self.spec.node_id),
-            ),
-        )
+        self._serving.supervise()
 
     def _ensure_started(self) -> None:
-        deadline = time.monotonic() + _START_PATIENCE
-        # PostgreSQL itself would start as long as one of its addresses is free, and not be reached on the others.
-        if self.spec.port in report.listening_ports() and not self.host.supervisor.lives(self.service):
-            raise Broken(f"Another program listens on port {self.spec.port}.")
-        fresh = not self.host.supervisor.lives(self.service)
-        with self.host.starting:
-            self.host.supervisor.up(self.service)
-            if fresh:
-                self._await_word(time.monotonic() + 0.5)
-            with contextlib.suppress(NotReady):
-                self._await_answer(min(deadline, time.monotonic() + 1))
-        if self.seen is None:
-            self._await_answer(deadline)
-
-    def _await_word(self, deadline: float) -> None:
-        """Wait until the log says that the server is ready: only a hint, that spares questions asked too early."""
-        while time.monotonic() < deadline:
-            log = "\n".join(self.host.supervisor.last_lines(self.service, 4096))
-            if log.rfind("ready to accept connections") > log.rfind("LOG:  starting PostgreSQL"):
-                return
-            time.sleep(0.005)
-
-    def _await_answer(self, deadline: float) -> None:
-        """Wait until the server answers. Raises NotReady at `deadline`, Broken when it dies again and again."""
-        reason, look_at = NotReady("PostgreSQL is starting."), time.monotonic() + 0.3
-        while time.monotonic() < deadline:
-            if self.spec.port in report.listening_ports():
-                try:
-                    self.seen = postgres.observe(self.cluster, self.cut)
-                    return
-                except NotReady as error:
-                    reason = error
-            if time.monotonic() > look_at:
-                self._give_up_if_broken()
-                look_at = time.monotonic() + 0.3
-                if self.overtaken():
-                    raise Interrupted("A newer wish for this node has come.")
-            time.sleep(0.01)
-        raise reason
-
-    def _give_up_if_broken(self) -> None:
-        state = self.host.supervisor.state(self.service)
-        if state.waiting:
-            self.host.supervisor.free_stale_lock(self.service)
-        if state.deaths >= _TRIES and state.since < 30:
-            words = report.last_words(self.host.supervisor.last_lines(self.service), self.host.home.root)
-            self.host.supervisor.down(self.service)
-            raise Broken(words or "PostgreSQL ends as soon as it is started.")
+        self.seen = self._serving.started()
 
     def _ensure_restarted(self) -> None:
         assert self.seen is not None
         if self.seen.restart < self.spec.restart:
             self.seen = None
-            # What is written before the end need not be written while nobody is served.
-            with contextlib.suppress(HostFault):
-                postgres.psql(self.cluster, "CHECKPOINT;", options={"statement_timeout": "60s"}, timeout=70)
-            self.host.supervisor.restart(self.service, _STOP_PATIENCE)
-            self._ensure_limits()  # a smaller one was too small for what was still in use
-            self._await_answer(time.monotonic() + _START_PATIENCE)
+            # A smaller limit was too small for what was still in use.
+            self.seen = self._serving.restarted(self._ensure_limits)
 
     def _ensure_reloaded(self) -> None:
-        """All of the files is in force, but for what waits for a restart. The start is looked at too: then PostgreSQL
-        only warns of what a library refuses."""
         assert self.seen is not None
-        is_new = self.before < self.spec.generation
-        if self.seen.config != self.marker:
-            is_new, deadline = True, time.monotonic() + _RELOAD_PATIENCE
-            postgres.reload(self.cluster)
-            while self.seen.config != self.marker:
-                if time.monotonic() > deadline:
-                    raise Refused(f"PostgreSQL does not load the settings: {self.seen.refused or 'no reason given'}")
-                self.seen = postgres.observe(self.cluster, self.cut)
-        if is_new and self.seen.refused:
-            raise Refused(f"PostgreSQL does not load the settings: {self.seen.refused}")
+        self.seen = self._serving.reloaded(self.seen, self.marker, is_new=self.before < self.spec.generation)
 
     def _ensure_admin(self) -> None:
         """Make the admin, or give it the wished password; one that the tenant changed itself stays as it is."""
@@ -490,11 +372,6 @@ def door(host: Host, spec: NodeSpec) -> Door:
     return Door(spec.port, networks, spec.service_id, uid, owners, tuple(sorted(stores)))
 
 
-def service_name(node_id: str) -> str:
-    """The name of a node's service directory."""
-    return f"node-{node_id}"
-
-
 def status_of(spec: NodeSpec, state: NodeState, seen: Observation | None) -> NodeStatus:
     """The status of a node that is as its spec says."""
     status = NodeStatus(spec.node_id, spec.generation, state, restart=spec.restart, observed_at=report.now())
@@ -504,13 +381,3 @@ def status_of(spec: NodeSpec, state: NodeState, seen: Observation | None) -> Nod
         status, version=seen.version, databases=seen.databases, users=seen.users, pending_restart=seen.pending_restart,
         max_connections=seen.max_connections, restart=seen.restart, read_only=seen.guard.partition(" ")[0],
     )  # fmt: skip
-
-
-def _first_complaint(said: str) -> str:
-    for line in said.splitlines():
-        if found := re.search(r"(?:LOG|FATAL|ERROR):\s+(.*)", line):
-            return found[1]
-    return said.splitlines()[0]
-
-
-__all__ = ["Broken", "Convergence", "Host", "Impossible", "PgherdError", "Refused", "door", "service_name", "status_of"]

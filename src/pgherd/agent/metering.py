@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from pgherd.agent import pooling, report
-from pgherd.agent.converge import Convergence, Host, service_name
+from pgherd.agent import exporting, pooling, report, serving
+from pgherd.agent.converge import Convergence, Host
 from pgherd.agent.repositories import Record
 from pgherd.drivers import config_files, exporter, pgbouncer, postgres, statistics, usage
 from pgherd.drivers.statistics import Statistics
@@ -118,7 +118,7 @@ class Meters:
         self._meters.pop(node_id, None)
 
     def _mains(self, spec: NodeSpec) -> list[int]:
-        names = (service_name(spec.node_id), pooling.service_name(spec.node_id), f"export-{spec.node_id}")
+        names = [part.service_name(spec.node_id) for part in (serving, pooling, exporting)]
         return [pid for name in names if (pid := self.host.supervisor.state(name).pid) > 0]
 
 
