@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.contract.processes import metadata
 from tests.plugins.instance import Instance, running_instance, until
 from tests.plugins.objects import Bucket
 
@@ -97,8 +95,7 @@ def test_a_lost_repository(instance: Instance) -> None:
     """It is made anew, the loss is told and shown, and a backup follows by itself."""
     name = instance.create()
     instance.run("backup", "create", name)
-    service = metadata(instance, f"select id from service where name = '{name}'")
-    shutil.rmtree(instance.home / "backups" / service / "repo")
+    instance.stored(name).clear()
     for pid in instance.processes("pgherd agent"):
         os.kill(pid, signal.SIGKILL)  # the next one looks at once
 
@@ -150,10 +147,10 @@ def events(instance: Instance, name: str) -> list[str]:
 def test_backups_in_s3(bucket: Bucket) -> None:
     """From the settings to the bucket and back; what goes wrong there is told, and over again."""
     with running_instance(**bucket.settings("zone"), archive_timeout_seconds="5") as instance:
-        name = instance.create()
+        name, others = instance.create(), bucket.objects()
         assert "full" in instance.run("backup", "create", name).stdout
         assert listed(instance, name)["repository"] == "s3"
-        before = bucket.objects()
+        before = bucket.objects() - others
         assert before > 4 and not list(instance.home.glob("backups/*-*/repo"))
         bucket.front.fault = 403
         instance.sql(name, "create table t (i int)")

@@ -34,7 +34,7 @@ from tests.plugins.host import RunningHost
 from tests.plugins.instance import Instance
 
 _BIN = Path(sys.executable).parent
-#: A restore is a request for each file, and Swift takes 10 ms of a processor for one.
+#: To prove a backup is a request for each file of it, and Swift takes 10 ms of a processor for one.
 PATIENCE = 4
 _SERVERS = ("account", "container", "object")
 _KEEP = """user = {user}
@@ -213,6 +213,14 @@ class Stored:
         else:
             assert self.bucket.call("DELETE", f"{self.prefix}/{name}") == 204, self.bucket.answer
 
+    def clear(self) -> None:
+        """Let there be nothing of it."""
+        if self.bucket is None:
+            shutil.rmtree(self.directory)
+        else:
+            for name in self.names():
+                self.remove(name)
+
     def flip(self, name: str, offset: int | None = None) -> None:
         """Change one bit, in the middle of the file if no place is given; a second time puts it back."""
         content = bytearray(self.read(name))
@@ -222,7 +230,8 @@ class Stored:
 
 class Front(http.server.ThreadingHTTPServer):
     """Ends TLS and passes requests on. `fault`: None, a status that it answers instead, `close` (no answer), `half` (an
-    object is cut in the middle while it is written), `slow`, or `skew` (what S3 says to a clock that is wrong)."""
+    object is cut in the middle while it is written), `slow`, or `skew` (what S3 says to a clock that is wrong). `asked`
+    counts all requests, `failed` those that it made fail."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -230,7 +239,7 @@ class Front(http.server.ThreadingHTTPServer):
     def __init__(self, port: int, base: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Passage)
         self.behind, self.fault = port, None  # type: int, int | str | None
-        self.failed = 0
+        self.asked = self.failed = 0
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.load_cert_chain(base / "server.crt", base / "server.key")
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -255,6 +264,7 @@ class _Passage(http.server.BaseHTTPRequestHandler):
     def _pass(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         fault = self.server.fault
+        self.server.asked += 1
         if fault is not None and not (fault == "half" and self.command != "PUT"):
             self.server.failed += 1
         if isinstance(fault, int):

@@ -406,6 +406,37 @@ def test_in_place_and_back_and_to_a_time_of_a_history_that_was_left(host: Runnin
     host.change(other, desired="absent")
 
 
+def test_the_living_server_archives_on_while_data_is_made_beside_it(
+    host: RunningHost, young: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pgBackRest's restore empties its spool, where an archiver may wait for an answer, and who fetches locks out who
+    pushes."""
+    node = host.directory(young.node)
+    acknowledged, seen = node / "data/spool/archive/main/acknowledged", []
+    acknowledged.mkdir()
+
+    def passing(place: str) -> None:
+        if place in ("origin restored", "origin recovered"):
+            seen.append((place, acknowledged.exists()))
+            live, beside = (
+                dict(
+                    line.split("=", 1)
+                    for line in (node / one / "pgbackrest.conf").read_text().splitlines()
+                    if "=" in line
+                )
+                for one in ("config", "origin")
+            )
+            assert live["spool-path"] != beside["spool-path"] and live["lock-path"] != beside["lock-path"]
+            young.switch()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(failpoints, "passing", passing)
+        moment, rows = young.moments[-2]
+        young.restore(target=moment)
+    assert young.rows() == rows and seen == [("origin restored", True), ("origin recovered", True)]
+    assert not acknowledged.exists(), "what another history's segments were answered holds for none of this one's"
+
+
 def beside(host: RunningHost, spec: NodeSpec) -> list[str]:
     """What lies beside the data that is in force, but for what pgBackRest has there."""
     names = {path.name for path in (host.directory(spec) / "data").iterdir()}

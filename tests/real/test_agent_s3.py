@@ -23,9 +23,11 @@ def test_a_fork_to_a_time_and_a_proof(host: RunningHost, bucket: Bucket, monkeyp
     history.back_up()
     history.write(3)
     moment, rows = history.moments[3]
-    history.node = begin(host, history.node)
+    asked = bucket.front.asked
     fork = history.fork(moment, source=history.node.node_id)
     host.until_in_force(fork)
+    assert bucket.front.asked - asked < 100, "each of a thousand files is asked for by itself"
+    history.node = begin(host, history.node)
     assert history.rows(fork) == rows
     found = ended(host, history.node)
     assert (found.problems, found.broken, found.impossible) == ([], [], "") and found.recovered_to

@@ -108,6 +108,7 @@ def test_the_configuration_of_a_directory() -> None:
     repository = Repository("s", "directory", "sealed", 3)
     text = pgbackrest.render(NEW, repository, Secrets("c"), PLACE, processes=2, queue=queue_of(8))
     assert "repo1-path=/b/s/repo\n" in text and "repo1-cipher-pass=c\n" in text and "repo1-block=y\n" in text
+    assert "repo1-block-size-map=1MiB=8KiB\nrepo1-block-size-map=11MiB=16KiB\n" in text
     assert f"archive-push-queue-max={2 << 30}\n" in text and "sealed" not in text
     assert "repo1-block" not in pgbackrest.render(OLD, repository, Secrets("c"), PLACE, processes=2)
     with pytest.raises(HostFault):

@@ -93,6 +93,12 @@ class Maker:
         return self.data / (f"before-{self.kept}" if self.origin.undo else "making")
 
     @property
+    def spool(self) -> Path:
+        """Where segments and locks lie meanwhile, apart from those of the living server: a restore empties its spool,
+        and who fetches segments keeps those out that push them."""
+        return self.data / "spool-making"
+
+    @property
     def taken(self) -> str:
         """The name of what comes into force."""
         return self.aside.name if self.origin.undo else f"made-{self.origin.id}"
@@ -101,8 +107,13 @@ class Maker:
         """Let `taken` be there. Raises Impossible, or HostFault when trying again may help."""
         if not _ID.fullmatch(self.origin.id):
             raise HostFault("An origin's id is not acceptable.")
-        if self.origin.undo:
-            return self._undone()
+        try:
+            return self._undone() if self.origin.undo else self._brought()
+        finally:
+            with contextlib.suppress(HostFault):
+                self._shell('rm -rf "$1"', self.spool)
+
+    def _brought(self) -> Made:
         # An agent that died after the last step has left what it made, but no word of it.
         taken_back = '[ ! -d "$1" ] || { rm -rf "$2" && mv -T "$1" "$2"; }'
         self._shell(taken_back, self.data / self.taken, self.aside)
@@ -309,10 +320,11 @@ class Maker:
         if self.cluster.account is not None:
             os.chown(self._config, 0, self.cluster.account.gid)
         place = pgbackrest.Place(
-            self.aside, self.cluster.run, self.cluster.port, self.data / "spool", self._config,
+            self.aside, self.spool, self.cluster.port, self.spool, self._config,
             self.repositories.directory(self.repository.service_id) / "repo",
         )  # fmt: skip
         self.repositories.install(self.repository, place, self.cluster.account, processes=self.cores)
+        self._shell('[ -d "$1" ] || mkdir -m 700 "$1"', self.spool)
         return self.repository
 
     @property
@@ -361,7 +373,8 @@ def exchange(cluster: Cluster, origin_id: str, taken: str) -> None:
         'cd "$1" || exit 1; made=$3; before=before-$2;'
         ' if [ -d "$made" ]; then'
         ' if [ -e pgdata ] && [ ! -e "$before" ]; then mv -T pgdata "$before" || exit 1; fi;'
-        ' rm -rf pgdata; mv -T "$made" pgdata || exit 1; sync . ; fi; [ -f pgdata/PG_VERSION ]'
+        # What was acknowledged is another history's, which may have had segments of the same names.
+        ' rm -rf spool/archive pgdata; mv -T "$made" pgdata || exit 1; sync . ; fi; [ -f pgdata/PG_VERSION ]'
     )
     argv = ["/bin/sh", "-c", script, "sh", str(cluster.directory / "data"), origin_id, taken]
     answer = run(cluster.account, argv, timeout=600)
@@ -406,7 +419,7 @@ def bytes_aside(cluster: Cluster, origin_id: str) -> int:
 def tidy(cluster: Cluster, keep: str) -> None:
     """Delete what is neither in force nor from before the origin `keep`: what was made in vain, what was left."""
     script = (
-        'cd "$1" || exit 1; code=0; for d in making made-* before-*; do'
+        'cd "$1" || exit 1; code=0; for d in making made-* before-* spool-making; do'
         ' [ "$d" = "before-$2" ] || rm -rf "$d" || code=1; done; exit $code'
     )
     answer = run(cluster.account, ["/bin/sh", "-c", script, "sh", str(cluster.directory / "data"), keep], timeout=600)

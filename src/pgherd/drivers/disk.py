@@ -25,7 +25,7 @@ from pgherd.unprivileged import Account
 
 #: What the platform puts into a service's `data`: proofs, data that is made, comes back or was there before a restore,
 #: segments on their way. Patterns of the shell.
-PLATFORM = ("proof", "making", "made-*", "returning", "before-*", "spool")
+PLATFORM = ("proof", "making", "made-*", "returning", "before-*", "spool*")
 _PATIENCE = 60.0  # seconds for a directory with very many files
 _MOVED = 1 << 20  # bytes; a file system of its own that changed by less is not searched for the platform's share again
 _GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS, FS_IOC_SETFLAGS of 64-bit Linux
