@@ -269,8 +269,8 @@ class Proof:
         # What the living server's archiver waits for lies in its spool, which a restore empties; and who fetches
         # segments keeps those out that push them. The copy gets these options for its own fetching too.
         apart = [f"--spool-path={self.work}/spool", f"--lock-path={self.work}/lock"]
-        words = [f"--set={label}", f"--pg1-path={self.pgdata}", "--archive-mode=off", "--job-retry=1", *apart, "restore"]
-        ended = self._call([*self.asked["pgbackrest"], *words])
+        words = [f"--set={label}", f"--pg1-path={self.pgdata}", "--archive-mode=off", "--job-retry=1", *apart]
+        ended = self._call([*self.asked["pgbackrest"], *words, "restore"])
         if ended.returncode != 0:
             self._problem(f"Backup {label} cannot be restored: {_last(ended.stdout + ended.stderr)}")
         return ended.returncode == 0
