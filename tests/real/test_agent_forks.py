@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from pgherd import failpoints
-from pgherd.agent import disk, origins
+from pgherd.agent import disk, held
 from pgherd.agent.origins import Maker
 from pgherd.agent.records import note, read_record
 from pgherd.drivers import live_copy
@@ -356,14 +356,14 @@ def test_data_that_cannot_be_looked_at_is_not_gone(
     host: RunningHost, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk with errors, or a host without memory for one more process: the server runs on."""
-    postmaster, run = host.postmaster(history.node), origins.run
+    postmaster, run = host.postmaster(history.node), held.run
 
     def failing(account: Account | None, argv: Sequence[str], **more: object) -> Answer:
         if "global/pg_control" in " ".join(argv):
             return Answer(1, b"", "stat: cannot statx '/x/PG_VERSION': Input/output error\n")
         return run(account, argv, **more)
 
-    monkeypatch.setattr(origins, "run", failing)
+    monkeypatch.setattr(held, "run", failing)
     history.node = host.change(history.node, cpus=1)
     reason = host.until(history.node, lambda s: "cannot be told" in s.reason).reason
     assert reason and host.postmaster(history.node) == postmaster

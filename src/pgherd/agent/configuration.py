@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from pgherd import sealing
-from pgherd.agent import origins, warm
+from pgherd.agent import held, warm
 from pgherd.agent.serving import Refused
 from pgherd.drivers import config_files, extensions, hba, pgbouncer, postgres, postgres_settings
 from pgherd.drivers.postgres import Cluster
@@ -31,7 +31,7 @@ class Configuration:
         files, marker = self._render(archive_command)
         config, group = self.cluster.config, self.cluster.account
         conf = config / "postgresql.conf"
-        if conf.exists() and conf.read_text() != files["postgresql.conf"] and origins.is_there(self.cluster):
+        if conf.exists() and conf.read_text() != files["postgresql.conf"] and held.is_there(self.cluster):
             config_files.install(config, "candidate.conf", files["postgresql.conf"], group)
             if refusal := postgres.refusal_of(self.cluster, config / "candidate.conf"):
                 raise Refused(f"PostgreSQL refuses the settings: {_first_complaint(refusal)}")

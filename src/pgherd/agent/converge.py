@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pgherd import failpoints, sealing
-from pgherd.agent import backups, disk, exporting, features, origins, owned, pooling, proofs, report, tasks, warm
+from pgherd.agent import backups, disk, exporting, features, held, owned, pooling, proofs, report, tasks, warm
 from pgherd.agent.configuration import Configuration
 from pgherd.agent.jobs import Jobs
 from pgherd.agent.makings import Makings
@@ -280,11 +280,11 @@ class Convergence:
         """What was written last goes into the repository. As long as it cannot, for whatever reason, the data stays:
         it comes back with the service, or goes when that is not kept any more. Raises HostFault."""
         repository = self.spec.repository
-        if not self.directory.exists() or read_record(self.directory).leaving or not origins.is_there(self.cluster):
+        if not self.directory.exists() or read_record(self.directory).leaving or not held.is_there(self.cluster):
             return
         if repository is None or not self.host.repositories.record(self.spec.service_id).ready:
             raise HostFault("There is no repository that could take what the node has.")
-        origins.ensure_ended(self.cluster)
+        held.ensure_ended(self.cluster)
         self.host.repositories.push_rest(repository, self.cluster)
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pgherd import failpoints
-from pgherd.agent import disk, origins, report
+from pgherd.agent import disk, held, origins, report
 from pgherd.agent.makings import Making, Makings
 from pgherd.agent.origins import Impossible, Made, Maker, Source
 from pgherd.agent.records import Record, note, read_record
@@ -49,7 +49,7 @@ class Supply:
             self._settle(record)
         if wanted is not None and not self._has_all(wanted, record):
             self._carry_out(wanted, record)
-        elif record.exchanging == origins.LOST or not origins.is_there(self.cluster):
+        elif record.exchanging == origins.LOST or not held.is_there(self.cluster):
             self._rebuild(record)
         else:
             self._forget_confirmed(record)
@@ -59,7 +59,7 @@ class Supply:
 
     def _settle(self, record: Record) -> None:
         """No operation waits for this exchange any more: it is given up unless it has begun."""
-        if origins.is_there(self.cluster, record.taken) and origins.is_there(self.cluster):
+        if held.is_there(self.cluster, record.taken) and held.is_there(self.cluster):
             record.exchanging, record.coming = "", None
             note(self.cluster.directory, record)
         else:
@@ -68,7 +68,7 @@ class Supply:
 
     def _has_all(self, origin: Origin, record: Record) -> bool:
         """Whether what is to come back after a delete is still here, with what the repository may not have yet."""
-        if not origin.back or record.exchanging == origin.id or not origins.is_there(self.cluster):
+        if not origin.back or record.exchanging == origin.id or not held.is_there(self.cluster):
             return False
         record.done = origin.id
         note(self.cluster.directory, record)
@@ -138,11 +138,11 @@ class Supply:
 
     def _exchange(self, origin_id: str, record: Record) -> None:
         failpoints.passing("origin exchange begin")
-        origins.exchange(self.cluster, origin_id, record.taken)
+        held.exchange(self.cluster, origin_id, record.taken)
         failpoints.passing("origin exchange end")
         assert record.coming is not None
         kept = self._kept_by(origin_id, record)
-        aside = origins.bytes_aside(self.cluster, kept) if kept else 0
+        aside = held.bytes_aside(self.cluster, kept) if kept else 0
         record.origin = msgspec.structs.replace(record.coming, at=report.now(), kept=kept if aside else "", aside=aside)
         # All that was done in the old data is to be done in the new.
         record.admin, record.timescale, record.audited = "", False, 0
@@ -171,7 +171,7 @@ class Supply:
     def _tidy(self, record: Record) -> None:
         """Nothing is left but what is in force and what is kept; later, while something is still being made."""
         if record.unclean and self.makings.cancel(self.spec.node_id):
-            origins.tidy(self.cluster, record.kept)
+            held.tidy(self.cluster, record.kept)
             record.unclean = ""
             note(self.cluster.directory, record)
 
