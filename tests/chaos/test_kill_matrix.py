@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.durability.kills import KEEPING, OPERATIONS, clear, kill_at_every_place, rounds
+from tests.durability.kills import KEEPING, OPERATIONS, kill_at_every_place, rounds
 from tests.plugins.instance import Instance, running_instance
 
 
@@ -20,16 +20,10 @@ def keeping() -> Iterator[Instance]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kind", "process"), rounds(kind for kind in OPERATIONS if kind not in ("create", "restore")))
 def test_killed_at_every_place(fragile: Instance, kind: str, process: str) -> None:
-    try:
-        kill_at_every_place(fragile, kind, process)
-    finally:
-        clear(fragile)
+    kill_at_every_place(fragile, kind, process)
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "process"), rounds(KEEPING))
 def test_killed_at_every_place_where_services_are_kept(keeping: Instance, kind: str, process: str) -> None:
-    try:
-        kill_at_every_place(keeping, kind, process)
-    finally:
-        clear(keeping)
+    kill_at_every_place(keeping, kind, process)

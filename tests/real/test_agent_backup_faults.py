@@ -24,6 +24,7 @@ from tests.real.test_agent_backups import (
     remove,
     seen,
     start,
+    stored,
     switch,
     with_repository,
     write,
@@ -39,7 +40,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def stored(host: RunningHost, bucket: Bucket) -> Iterator[NodeSpec]:
+def in_s3(host: RunningHost, bucket: Bucket) -> Iterator[NodeSpec]:
     """A service whose repository is in S3."""
     node = with_repository(host, bucket)
     ready(host, node)
@@ -48,9 +49,9 @@ def stored(host: RunningHost, bucket: Bucket) -> Iterator[NodeSpec]:
     remove(host, node)
 
 
-def test_a_failing_store(host: RunningHost, bucket: Bucket, stored: NodeSpec) -> None:
+def test_a_failing_store(host: RunningHost, bucket: Bucket, in_s3: NodeSpec) -> None:
     """The database goes on, the reason is told, and afterwards the archive has no hole."""
-    node = stored
+    node = in_s3
     for fault in (500, 403, "close", "half", "skew"):
         before, bucket.front.fault = bucket.front.failed, fault
         for _ in range(2):
@@ -75,9 +76,9 @@ def test_a_failing_store(host: RunningHost, bucket: Bucket, stored: NodeSpec) ->
 
 
 def test_a_backup_into_a_failing_store_fails_with_the_reason(
-    host: RunningHost, bucket: Bucket, stored: NodeSpec
+    host: RunningHost, bucket: Bucket, in_s3: NodeSpec
 ) -> None:
-    node, _ = back_up(host, stored, full=True)
+    node, _ = back_up(host, in_s3, full=True)
     bucket.front.fault = 403
     node, job = start(host, node, full=True)
     done, _ = ended(host, node, job, 90)
@@ -195,26 +196,27 @@ def look(host: RunningHost, node: NodeSpec) -> None:
 
 def test_a_repository_that_cannot_be_read_is_told_while_it_takes_segments(host: RunningHost) -> None:
     node, _ = back_up(host, with_repository(host), full=True)
-    infos = {path: path.read_bytes() for path in (repo(host, node) / "backup/main").glob("backup.info*")}
+    files = stored(host, node.repository)
+    infos = {name: files.read(name) for name in files.names("backup/main/backup.info")}
     assert len(infos) == 2
-    for path in infos:
-        path.write_bytes(b"nonsense")
+    for name in infos:
+        files.write(name, b"nonsense")
     look(host, node)
     seen(host, node, lambda r: r.trouble)
     write(host, node)
     last = switch(host, node)
     told = seen(host, node, lambda r: r.wal >= last and r.waiting == 0)
     assert "cannot be read" in told.problem or "repository" in told.problem, told
-    for path, content in infos.items():
-        path.write_bytes(content)
+    for name, content in infos.items():
+        files.write(name, content)
     seen(host, node, lambda r: not r.problem)
     remove(host, node)
 
 
 def test_a_lost_repository_is_made_anew(host: RunningHost) -> None:
-    """With the loss stated until there is a backup again; not where it may be out of sight only."""
+    """With the loss stated until there is a backup again."""
     node, [_] = back_up(host, with_repository(host), full=True)
-    shutil.rmtree(repo(host, node))
+    stored(host, node.repository).clear()
     look(host, node)
     told = seen(host, node, lambda r: r.lost)
     assert "1 backup and" in told.lost and told.backups == []
@@ -225,7 +227,13 @@ def test_a_lost_repository_is_made_anew(host: RunningHost) -> None:
     node, backups = back_up(host, node, full=True)
     assert len(backups) == 1
     seen(host, node, lambda r: not r.lost and r.backups == backups)
+    remove(host, node)
 
+
+def test_a_directory_that_may_be_out_of_sight_only_is_not_made_anew(host: RunningHost) -> None:
+    if host.bucket is not None:
+        pytest.skip("a store is there or does not answer")
+    node, [_] = back_up(host, with_repository(host), full=True)
     shutil.rmtree(repo(host, node).parent)
     look(host, node)
     told = seen(host, node, lambda r: "mounted" in r.problem)

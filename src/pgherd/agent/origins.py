@@ -33,6 +33,11 @@ _ROOM = 512 << 20  # bytes beside the data itself: segments while it recovers
 #: The id of what is made in place of lost data: all that can be had, whatever is missing.
 LOST = "lost"
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+#: pgBackRest fetches segments ahead in a process of its own, which outlives the recovery that they were for.
+_END_FETCHING = (
+    'for f in $(grep -lFse archive-get:async /proc/[0-9]*/cmdline | xargs -r grep -lFse "$2"); do'
+    ' p=${f#/proc/}; p=${p%/cmdline}; [ "$p" = $$ ] || kill -9 "$p"; done 2>/dev/null; rm -rf "$1"'
+)
 
 
 class Impossible(HostFault):
@@ -112,7 +117,7 @@ class Maker:
             return self._undone() if self.origin.undo else self._brought()
         finally:
             with contextlib.suppress(HostFault):
-                self._shell('rm -rf "$1"', self.spool)
+                self._shell(_END_FETCHING, self.spool, self._config)
 
     def _brought(self) -> Made:
         # An agent that died after the last step has left what it made, but no word of it.

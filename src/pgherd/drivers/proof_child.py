@@ -18,6 +18,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -266,8 +267,7 @@ class Proof:
             )
         os.makedirs(self.pgdata, 0o700)
         label = info["backup"][-1]["label"]
-        # What the living server's archiver waits for lies in its spool, which a restore empties; and who fetches
-        # segments keeps those out that push them. The copy gets these options for its own fetching too.
+        # A restore empties the spool; in the living server's its archiver may wait for an answer.
         apart = [f"--spool-path={self.work}/spool", f"--lock-path={self.work}/lock"]
         words = [f"--set={label}", f"--pg1-path={self.pgdata}", "--archive-mode=off", "--job-retry=1", *apart]
         ended = self._call([*self.asked["pgbackrest"], *words, "restore"])
@@ -315,10 +315,15 @@ class Proof:
             with open(os.path.join(self.work, file), "w") as opened:
                 opened.write(text)
         os.makedirs(self.socket, 0o700)
+        # One after the other: who fetches ahead keeps those out that push, and outlives what it was for.
+        fetch = shlex.join(
+            [*self.asked["pgbackrest"], "--no-archive-async", f"--pg1-path={self.pgdata}", "archive-get"]
+        )
         values = {
             "config_file": f"{self.work}/postgresql.conf", "hba_file": f"{self.work}/pg_hba.conf",
             "ident_file": f"{self.work}/pg_ident.conf", "listen_addresses": "", "port": _PORT,
             "unix_socket_directories": self.socket, "archive_mode": "off", "archive_command": "/bin/false",
+            "restore_command": f'{fetch.replace("%", "%%")} %f "%p"',
             "hot_standby": "off", "recovery_target_timeline": "latest", "autovacuum": "off", "fsync": "off",
             "full_page_writes": "off", "shared_preload_libraries": "", "session_preload_libraries": "",
             "local_preload_libraries": "", "max_logical_replication_workers": 0, "max_parallel_workers": 0,
