@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import pwd
 import random
 import shutil
 import socket
@@ -318,10 +317,10 @@ class Instance:
         for pid in self.processes(""):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
-        for user in self.os_users() if ROOTED else ():
-            with contextlib.suppress(KeyError):
-                pwd.getpwnam(user)
-                subprocess.run(["userdel", user], capture_output=True, check=False)
+        unfinished = {f"pgherd-{path.name.removeprefix('.making-')}" for path in self.home.glob("warm/.making-*")}
+        for user in self.os_users() | unfinished if ROOTED else ():
+            for program in ("userdel", "groupdel"):
+                subprocess.run([program, user], capture_output=True, check=False)
         delete_beside(self.home)
         self._ports_holder.close()
 

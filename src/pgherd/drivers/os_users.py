@@ -46,7 +46,8 @@ class OsUsers:
                     "--uid", str(number), "--gid", str(number), name,
                 )  # fmt: skip
                 if ended.returncode == 4:
-                    _administer("groupdel", name)
+                    # Two groupadds at once may give one id to both groups: the other's user is none of ours.
+                    _administer("groupdel", "--force", name)
             if ended.returncode not in (0, _BUSY, *_TAKEN) or time.monotonic() > deadline:
                 raise HostFault("An OS user for a service cannot be created.", detail=ended.stderr.strip()[-300:])
         return account
@@ -58,7 +59,7 @@ class OsUsers:
             if account is not None:
                 end_processes(account)
                 remove_leftovers(account)
-            ended = _administer("groupdel" if account is None else "userdel", name)
+            ended = _administer(*(("groupdel", "--force") if account is None else ("userdel",)), name)
             if ended.returncode != 0 and time.monotonic() > deadline:
                 raise HostFault("The OS user of a service cannot be deleted.", detail=ended.stderr.strip()[-300:])
 
