@@ -64,6 +64,10 @@ def insist(instance: Instance, method: str, path: str, body: Any = None, own: bo
     return instance.finished(answer.json())
 
 
+def back_up(instance: Instance, name: str) -> dict[str, Any]:
+    return insist(instance, "POST", f"/service/{name}/backup", {"full": False}, own=True)
+
+
 class Create:
     """Create a service from nothing; afterwards it answers over TLS."""
 
@@ -86,7 +90,7 @@ class First(Create):
 
     def run(self, instance: Instance, name: str) -> dict[str, Any]:
         assert super().run(instance, name)["state"] == "success"
-        return insist(instance, "POST", f"/service/{name}/backup", {"full": False}, own=True)
+        return back_up(instance, name)
 
     def check(self, instance: Instance, name: str) -> None:
         assert len(instance.call("GET", f"/pgherd/v1/service/{name}/backup").json()["backups"]) == 1
@@ -226,7 +230,7 @@ class Backup(Update):
 
     def run(self, instance: Instance, name: str) -> dict[str, Any]:
         self.count += 1
-        return insist(instance, "POST", f"/service/{name}/backup", {"full": False}, own=True)
+        return back_up(instance, name)
 
     def check(self, instance: Instance, name: str) -> None:
         found = instance.call("GET", f"/pgherd/v1/service/{name}/backup").json()

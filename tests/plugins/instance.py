@@ -300,14 +300,14 @@ class Instance:
         records = [*self.home.glob("warm/*/slot.json"), *self.home.glob("nodes/*/slot.json")]
         return {json.loads(record.read_text())["user"] for record in records}
 
-    def processes(self, word: str) -> list[int]:
-        """Ids of this instance's processes that have `word` in their command line."""
+    def processes(self, word: str, but: str = "\0") -> list[int]:
+        """Ids of this instance's processes that have `word` in their command line, and not `but`."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if str(self.home) in line and word in line:
+                    if str(self.home) in line and word in line and but not in line:
                         found.append(int(entry.name))
         return found
 

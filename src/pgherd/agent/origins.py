@@ -116,8 +116,9 @@ class Maker:
         try:
             return self._undone() if self.origin.undo else self._brought()
         finally:
-            with contextlib.suppress(HostFault):
-                self._shell(_END_FETCHING, self.spool, self._config)
+            if self.spool.exists():  # a copy of files fetches nothing
+                with contextlib.suppress(HostFault):
+                    self._shell(_END_FETCHING, self.spool, self._config)
 
     def _brought(self) -> Made:
         # An agent that died after the last step has left what it made, but no word of it.

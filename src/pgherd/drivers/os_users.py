@@ -59,7 +59,8 @@ class OsUsers:
             if account is not None:
                 end_processes(account)
                 remove_leftovers(account)
-            ended = _administer(*(("groupdel", "--force") if account is None else ("userdel",)), name)
+            argv = ["groupdel", "--force"] if account is None else ["userdel"]
+            ended = _administer(*argv, name)
             if ended.returncode != 0 and time.monotonic() > deadline:
                 raise HostFault("The OS user of a service cannot be deleted.", detail=ended.stderr.strip()[-300:])
 

@@ -39,6 +39,7 @@ _BLOCK_SIZES = (
     "1MiB=8KiB", "11MiB=16KiB", "43MiB=24KiB", "96MiB=32KiB", "146MiB=40KiB", "228MiB=48KiB", "329MiB=56KiB",
     "448MiB=64KiB", "585MiB=72KiB", "740MiB=80KiB", "914MiB=88KiB",
 )  # fmt: skip
+_Options = dict[str, str | int | tuple[str, ...]]  # several values of one are a line each
 _BESIDE = 4  # processes of what works beside the service
 _MOST = 999  # processes that it takes
 _IO_TIMEOUT = 20  # seconds that a store may take for an answer, and that a request is tried again
@@ -108,7 +109,7 @@ def render(
 
     `processes`: how many work at once; `queue`: bytes of segments that may wait before they are given up, 0: no limit.
     """
-    options: dict[str, str | int | tuple[str, ...]] = {
+    options: _Options = {
         "repo1-cipher-type": "aes-256-cbc",
         "repo1-cipher-pass": secrets.cipher,
         "repo1-bundle": "y",
@@ -132,7 +133,7 @@ def render(
     if queue:
         options["archive-push-queue-max"] = queue
     options |= _storage(repository, secrets, place)
-    cluster: dict[str, str | int | tuple[str, ...]] = {
+    cluster: _Options = {
         "pg1-path": str(place.pgdata),
         "pg1-socket-path": str(place.run),
         "pg1-port": place.port,
@@ -142,14 +143,14 @@ def render(
     return _section("global", options) + _section(STANZA, cluster)
 
 
-def _storage(repository: Repository, secrets: Secrets, place: Place) -> dict[str, str | int]:
+def _storage(repository: Repository, secrets: Secrets, place: Place) -> _Options:
     if repository.kind == "directory":
         return {"repo1-path": str(place.repository)}
     s3 = repository.s3
     if s3 is None:
         raise HostFault("A repository in S3 has no bucket.")
     host, _, port = s3.endpoint.removeprefix("https://").partition(":")
-    options: dict[str, str | int] = {
+    options: _Options = {
         "repo1-type": "s3",
         "repo1-path": "/" + "/".join(part for part in (s3.prefix.strip("/"), repository.service_id) if part),
         "repo1-s3-endpoint": host,
@@ -174,7 +175,7 @@ def store_port(repository: Repository) -> int:
     return int(port) if port.isdigit() else 443
 
 
-def _section(name: str, options: dict[str, str | int | tuple[str, ...]]) -> str:
+def _section(name: str, options: _Options) -> str:
     lines = [f"[{name}]"]
     for key, given in options.items():
         for value in given if isinstance(given, tuple) else (str(given),):
